@@ -1,0 +1,85 @@
+"""The `actlet` command: one verb a stage. Stages are reached by name, so that `actlet --help` imports none of them.
+
+Exit codes: 0 done, 1 an error of actlet's own, 2 the caller can mend it (the message says how), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from actlet import __version__
+from actlet.errors import ActletError, CallerError
+
+__all__ = ["VERBS", "main"]
+
+# verb -> (module with `add_arguments(parser)` and `run(arguments) -> int`, one line of help). The order is the chain's.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("benchmarks.demo", "run the whole chain on the simulated table and write report.html"),
+    "collect": ("episodes.collect", "record demonstrations of a scripted expert as a LeRobotDataset"),
+    "teach": ("distill.teach", "train an RT-2-style teacher: vision + language model that emits action tokens"),
+    "distill": ("distill.train", "train a small student on demonstrations and on a teacher's answers"),
+    "export": ("export.to_bundle", "turn a student checkpoint into a bundle that needs no torch"),
+    "quantize": ("quantize.quantize_bundle", "turn a float bundle into an int8 or int4 bundle"),
+    "run": ("runtime.run", "drive a robot, or the simulated arm, with a bundle"),
+    "bench": ("benchmarks.bench", "measure success, latency and size of policies, and write the report"),
+    "doctor": ("benchmarks.doctor", "say what this machine has, what is missing, and whether a bundle is sound"),
+}
+
+EPILOG = """\
+examples:
+  actlet demo                                          everything, in about a quarter of an hour
+  actlet collect --suite tabletop --episodes 300 --out data/table
+  actlet distill --data data/table --out checkpoints/student
+  actlet export checkpoints/student --out bundles/float
+  actlet quantize bundles/float --precision int8 --data data/table --out bundles/int8
+  actlet run bundles/int8 --task put --seed 7
+"""
+
+
+def _parser(verb: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="actlet",
+        description="From a slow vision-language-action teacher to a small policy that runs on the robot.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"actlet {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
+    for name, (module, help_line) in VERBS.items():
+        sub = verbs.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == verb:
+            stage = importlib.import_module(module)
+            stage.add_arguments(sub)
+            sub.set_defaults(run=stage.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in argv if not word.startswith("-")), None)
+    try:
+        arguments = _parser(verb if verb in VERBS else None).parse_args(argv)
+        return int(arguments.run(arguments))
+    except CallerError as error:
+        print(f"actlet {verb}: {error}", file=sys.stderr)
+        return 2
+    except ActletError as error:
+        print(f"actlet {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nactlet {verb}: interrupted; nothing half-written was kept, run the same command to go on.", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        root = (error.name or "").split(".")[0]
+        if root in {"actlet", "episodes", "distill", "export", "quantize", "runtime", "benchmarks"}:
+            raise
+        print(f"actlet {verb}: the package {root!r} is not installed. Run: pip install 'actlet[all]'", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""What a policy sees, what it commands, and when: the specifications that every stage agrees on.
+
+A specification is frozen, checks itself when made, is saved as plain JSON, and refuses unknown keys when loaded. Two
+stages that disagree (a robot with other joint names, a bundle for another camera) find out here, before motion.
+
+Shape letters used everywhere: B batch, T time, H horizon (chunk length), A action dimension, S state dimension, K bins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlet.errors import ActionError, ObservationError, SpecError
+
+__all__ = ["ActionSpec", "CameraSpec", "ObservationSpec", "PolicySpec", "TimingSpec", "require_same"]
+
+Kind = Literal["continuous", "binary"]
+
+
+def _refuse_unknown_keys(cls: type, data: dict[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown, missing = sorted(set(data) - known), sorted(known - set(data))
+    if unknown or missing:
+        raise SpecError(f"{cls.__name__}: unknown keys {unknown}, missing keys {missing}; expected exactly {sorted(known)}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CameraSpec:
+    """One camera: uint8 RGB frames of shape (height, width, 3)."""
+
+    name: str
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if not self.name or self.height < 1 or self.width < 1:
+            raise SpecError(f"camera {self.name!r} of {self.height}x{self.width}: needs a name and a size of at least 1x1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObservationSpec:
+    """What the policy sees in one control step."""
+
+    cameras: tuple[CameraSpec, ...]
+    """At least one camera, in the order in which networks take them."""
+    state_names: tuple[str, ...]
+    """One name per entry of the state vector (S,)."""
+    state_units: tuple[str, ...]
+    """One unit per entry, "1" where there is none."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cameras", tuple(self.cameras))
+        object.__setattr__(self, "state_names", tuple(self.state_names))
+        object.__setattr__(self, "state_units", tuple(self.state_units))
+        names = [camera.name for camera in self.cameras]
+        if not names or len(set(names)) != len(names):
+            raise SpecError(f"cameras {names}: at least one is needed, and each name once.")
+        if len(self.state_names) != len(self.state_units):
+            raise SpecError(f"{len(self.state_names)} state names but {len(self.state_units)} units: give one unit per name.")
+
+    @property
+    def state_dim(self) -> int:
+        """S, the length of the state vector."""
+        return len(self.state_names)
+
+    def check(self, images: dict[str, NDArray[np.uint8]], state: NDArray[np.float32]) -> None:
+        """Refuse frames or a state that differ from this specification.
+
+        Raises:
+            ObservationError: A camera is missing or has another size or type, or the state is not finite.
+        """
+        if set(images) != {camera.name for camera in self.cameras}:
+            raise ObservationError(
+                f"cameras {sorted(images)} differ from the expected {sorted(c.name for c in self.cameras)}: "
+                "give every camera of the specification under its name, and no other."
+            )
+        for camera in self.cameras:
+            frame = images[camera.name]
+            if frame.dtype != np.uint8 or frame.shape != (camera.height, camera.width, 3):
+                raise ObservationError(
+                    f"camera {camera.name!r}: got {frame.dtype} {frame.shape}, "
+                    f"expected uint8 {(camera.height, camera.width, 3)} (RGB, rows first): resize or convert the frame."
+                )
+        if state.shape != (self.state_dim,) or not np.issubdtype(state.dtype, np.floating):
+            raise ObservationError(f"state: got {state.dtype} {state.shape}, expected float32 {(self.state_dim,)}: {self.state_names}.")
+        if not np.isfinite(state).all():
+            bad = [name for name, value in zip(self.state_names, state, strict=True) if not math.isfinite(value)]
+            raise ObservationError(f"state: {bad} not finite; check the sensor before the policy sees it.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ObservationSpec:
+        """The inverse of `to_dict`; raises SpecError on unknown or missing keys."""
+        _refuse_unknown_keys(cls, data)
+        for camera in data["cameras"]:
+            _refuse_unknown_keys(CameraSpec, camera)
+        return cls(
+            cameras=tuple(CameraSpec(**camera) for camera in data["cameras"]),
+            state_names=tuple(data["state_names"]),
+            state_units=tuple(data["state_units"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """What one action of A numbers means, and what the robot may be told."""
+
+    names: tuple[str, ...]
+    """One name per dimension."""
+    units: tuple[str, ...]
+    """One unit per dimension, "1" where there is none."""
+    kinds: tuple[Kind, ...]
+    """"continuous", or "binary" for a flag in {0, 1} such as terminate or gripper."""
+    low: tuple[float, ...]
+    """Smallest value the robot may be told, per dimension."""
+    high: tuple[float, ...]
+    """Largest value the robot may be told, per dimension."""
+    frame: str
+    """The frame in which the motion is expressed, such as "base", or "joint"."""
+
+    def __post_init__(self) -> None:
+        for field in ("names", "units", "kinds", "low", "high"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        lengths = {field: len(getattr(self, field)) for field in ("names", "units", "kinds", "low", "high")}
+        if len(set(lengths.values())) != 1 or not self.names:
+            raise SpecError(f"action: fields of different or zero length {lengths}: give one entry per dimension.")
+        if len(set(self.names)) != len(self.names):
+            raise SpecError(f"action: names {self.names} are not unique.")
+        for name, kind, low, high in zip(self.names, self.kinds, self.low, self.high, strict=True):
+            if kind not in ("continuous", "binary"):
+                raise SpecError(f"action {name!r}: kind {kind!r}, expected 'continuous' or 'binary'.")
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise SpecError(f"action {name!r}: limits [{low}, {high}], expected finite numbers with low < high.")
+            if kind == "binary" and (low, high) != (0.0, 1.0):
+                raise SpecError(f"action {name!r}: a binary dimension has the limits [0, 1], got [{low}, {high}].")
+
+    @property
+    def dim(self) -> int:
+        """A, the number of dimensions."""
+        return len(self.names)
+
+    @property
+    def is_binary(self) -> NDArray[np.bool_]:
+        """bool (A,), True where the dimension is a flag."""
+        return np.array([kind == "binary" for kind in self.kinds])
+
+    def check(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the action as float32 (A,), clipped to the limits.
+
+        Raises:
+            ActionError: The action has another shape or is not finite. Such an action is never sent.
+        """
+        action = np.asarray(action, dtype=np.float32)
+        if action.shape != (self.dim,):
+            raise ActionError(f"action: got shape {action.shape}, expected {(self.dim,)}: {self.names}.")
+        if not np.isfinite(action).all():
+            bad = [name for name, value in zip(self.names, action, strict=True) if not math.isfinite(value)]
+            raise ActionError(f"action: {bad} not finite; refused.")
+        clipped: NDArray[np.float32] = np.clip(action, np.float32(self.low), np.float32(self.high))
+        return clipped
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ActionSpec:
+        """The inverse of `to_dict`; raises SpecError on unknown or missing keys."""
+        _refuse_unknown_keys(cls, data)
+        return cls(**data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimingSpec:
+    """When actions are meant to happen."""
+
+    rate_hz: float
+    """Control steps in a second: the rate at which the actions of a chunk follow each other."""
+    horizon: int
+    """H, the number of actions in a chunk."""
+    execute_steps: int
+    """Actions of a chunk that are executed before a newer chunk should have arrived."""
+    max_delay_steps: int
+    """Largest delay, in control steps, from observation to its chunk's first use that the policy was made for."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
+            raise SpecError(f"timing: rate_hz {self.rate_hz}, expected a positive number.")
+        if not 1 <= self.execute_steps <= self.horizon:
+            raise SpecError(f"timing: execute_steps {self.execute_steps}, expected 1 .. horizon ({self.horizon}).")
+        if not 0 <= self.max_delay_steps <= self.horizon - 1:
+            raise SpecError(f"timing: max_delay_steps {self.max_delay_steps}, expected 0 .. horizon - 1 ({self.horizon - 1}).")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TimingSpec:
+        """The inverse of `to_dict`; raises SpecError on unknown or missing keys."""
+        _refuse_unknown_keys(cls, data)
+        return cls(**data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """The contract between a policy and a robot: what it sees, what it commands, and when."""
+
+    observation: ObservationSpec
+    action: ActionSpec
+    timing: TimingSpec
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PolicySpec:
+        """The inverse of `to_dict`; raises SpecError on unknown or missing keys."""
+        _refuse_unknown_keys(cls, data)
+        return cls(
+            observation=ObservationSpec.from_dict(data["observation"]),
+            action=ActionSpec.from_dict(data["action"]),
+            timing=TimingSpec.from_dict(data["timing"]),
+        )
+
+
+def require_same(ours: Any, theirs: Any, *, what: str) -> None:
+    """Refuse two specifications that differ, and name every difference.
+
+    Args:
+        ours: The specification that is needed, such as the bundle's.
+        theirs: The specification that was found, such as the robot's.
+        what: What is compared, for the message, as in "bundle and robot".
+
+    Raises:
+        SpecError: They differ.
+    """
+    differences = _differences(dataclasses.asdict(ours), dataclasses.asdict(theirs), "")
+    if differences:
+        raise SpecError(f"{what} differ: " + "; ".join(differences) + ".")
+
+
+def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return [d for key in ours for d in _differences(ours[key], theirs.get(key), f"{path}.{key}" if path else key)]
+    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
+        return [d for i, pair in enumerate(zip(ours, theirs, strict=True)) for d in _differences(*pair, f"{path}[{i}]")]
+    return [] if ours == theirs else [f"{path} is {theirs!r}, expected {ours!r}"]

@@ -1,0 +1,46 @@
+"""The few statistics that behaviour is judged by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["latency_summary", "mcnemar_p", "wilson_interval"]
+
+
+def wilson_interval(successes: int, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a success rate (Wilson 1927); z = 1.96 for 95 %.
+
+    Returns:
+        (low, high), each in [0, 1]; (0, 1) when there are no trials.
+    """
+    if trials == 0:
+        return (0.0, 1.0)
+    p = successes / trials
+    centre = p + z * z / (2 * trials)
+    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return (max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+
+
+def mcnemar_p(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
+    """Exact two-sided McNemar test of two policies on the same episodes (McNemar 1947).
+
+    Only episodes where the two differ count: under the null hypothesis each is as likely to win one.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} and {len(theirs)} episodes: the same episodes, in the same order, are needed.")
+    only_ours = sum(a and not b for a, b in zip(ours, theirs, strict=True))
+    only_theirs = sum(b and not a for a, b in zip(ours, theirs, strict=True))
+    n, k = only_ours + only_theirs, min(only_ours, only_theirs)
+    return min(1.0, 2.0 * sum(math.comb(n, i) for i in range(k + 1)) / 2.0**n)
+
+
+def latency_summary(seconds: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
+    """Milliseconds: p50, p95, p99 and max of a series of durations in seconds."""
+    values = np.asarray(seconds, dtype=np.float64) * 1e3
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(values.max())}

@@ -1,0 +1,1 @@
+"""Measures every stage: closed-loop success, latency, size, memory; and the report."""

@@ -1,0 +1,1 @@
+"""Teachers, the student network, losses, training."""

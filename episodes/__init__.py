@@ -1,0 +1,1 @@
+"""Where episodes come from: recorded datasets on disk, and simulated tasks with language, success and experts."""

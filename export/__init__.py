@@ -1,0 +1,1 @@
+"""Student checkpoint -> float bundle, checked with the runtime."""
