@@ -46,7 +46,9 @@ class ActionTokenizer:
         object.__setattr__(self, "low", np.asarray(self.low, dtype=np.float32))
         object.__setattr__(self, "high", np.asarray(self.high, dtype=np.float32))
         if self.low.ndim != 1 or self.low.shape != self.high.shape or self.bins < 2:
-            raise SpecError(f"action bounds {self.low.shape} and {self.high.shape}, {self.bins} bins: expected two (A,) and at least 2 bins.")
+            raise SpecError(
+                f"action bounds {self.low.shape} and {self.high.shape}, {self.bins} bins: expected two (A,) and at least 2 bins."
+            )
         if not (np.isfinite(self.low).all() and np.isfinite(self.high).all() and (self.low < self.high).all()):
             raise SpecError(f"action bounds low {self.low.tolist()}, high {self.high.tolist()}: expected finite, low < high.")
 
@@ -157,7 +159,7 @@ class ActionVocabulary:
 
     def encode(self, bins: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bins -> token ids, same shape."""
-        return self.ids[bins]
+        return np.asarray(self.ids[bins], dtype=np.int64)
 
     def decode(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Token ids -> bins, same shape.

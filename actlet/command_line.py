@@ -49,7 +49,12 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"actlet {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
     for name, (module, help_line) in VERBS.items():
-        sub = verbs.add_parser(name, help=help_line, description=help_line[0].upper() + help_line[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = verbs.add_parser(
+            name,
+            help=help_line,
+            description=help_line[0].upper() + help_line[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name == verb:
             stage = importlib.import_module(module)
             stage.add_arguments(sub)

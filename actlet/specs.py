@@ -164,8 +164,7 @@ class ActionSpec:
         if not np.isfinite(action).all():
             bad = [name for name, value in zip(self.names, action, strict=True) if not math.isfinite(value)]
             raise ActionError(f"action: {bad} not finite; refused.")
-        clipped: NDArray[np.float32] = np.clip(action, np.float32(self.low), np.float32(self.high))
-        return clipped
+        return np.clip(action, np.asarray(self.low, np.float32), np.asarray(self.high, np.float32))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

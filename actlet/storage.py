@@ -28,7 +28,9 @@ def _storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"no space left while writing {path}. Free some space, or write somewhere else; nothing half-written was kept.") from error
+            raise StorageError(
+                f"no space left while writing {path}. Free some space, or write somewhere else; nothing half-written was kept."
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise StorageError(f"cannot write {path}: {error.strerror}. Choose another folder, or change its permissions.") from error
         raise

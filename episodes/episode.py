@@ -44,11 +44,15 @@ class Episode:
         if steps == 0:
             raise DatasetError(f"episode {self.instruction!r} has no steps.")
         if set(self.images) != {camera.name for camera in observation.cameras}:
-            raise DatasetError(f"episode {self.instruction!r}: cameras {sorted(self.images)}, expected {[c.name for c in observation.cameras]}.")
+            raise DatasetError(
+                f"episode {self.instruction!r}: cameras {sorted(self.images)}, expected {[c.name for c in observation.cameras]}."
+            )
         for camera in observation.cameras:
             frames, expected = self.images[camera.name], (steps, camera.height, camera.width, 3)
             if frames.dtype != np.uint8 or frames.shape != expected:
-                raise DatasetError(f"episode {self.instruction!r}, camera {camera.name!r}: {frames.dtype} {frames.shape}, expected uint8 {expected}.")
+                raise DatasetError(
+                    f"episode {self.instruction!r}, camera {camera.name!r}: {frames.dtype} {frames.shape}, expected uint8 {expected}."
+                )
         for name, values, dim in (("state", self.state, observation.state_dim), ("action", self.action, action.dim)):
             if values.shape != (steps, dim):
                 raise DatasetError(f"episode {self.instruction!r}: {name} {values.shape}, expected {(steps, dim)}.")
