@@ -39,8 +39,9 @@ class TextEncoder(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        from safetensors.torch import load_file
         from tokenizers import Tokenizer
-        from transformers import BertModel
+        from transformers import BertConfig, BertModel
 
         self.tokenizer_file = folder / "tokenizer.json"
         """The tokenizer's own file, which a bundle carries as it is."""
@@ -48,14 +49,19 @@ class TextEncoder(nn.Module):
         self._tokenizer.no_truncation()  # A cut instruction means something else: `tokenize` refuses instead.
         self._tokenizer.no_padding()
         self._cache: dict[str, NDArray[np.float32]] = {}
-        self.bert = BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager", dtype=torch.float32)
+        config = BertConfig.from_json_file(folder / "config.json")
+        config._attn_implementation = "eager"
+        self.bert = BertModel(config, add_pooling_layer=False)
+        weights = load_file(folder / "model.safetensors")
+        unused = ("pooler.", "embeddings.position_ids")  # A head that mean pooling replaces, and a constant 0, 1, 2 ...
+        self.bert.load_state_dict({key: value for key, value in weights.items() if not key.startswith(unused)}, strict=True)
         self.eval().requires_grad_(False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 (B, 32) token ids and int64 (B, 32) mask (1 = token, 0 = padding) -> float32 (B, 384) of unit length."""
         # The additive mask is made here: the library's own mask code does not trace into a plain graph.
         kept = attention_mask.to(torch.float32)
-        hidden = self.bert.embeddings(input_ids=input_ids)
+        hidden = self.bert.embeddings(input_ids=input_ids, token_type_ids=torch.zeros_like(input_ids))
         bias = (1.0 - kept)[:, None, None, :] * -1e9  # (B, 1, 1, 32)
         hidden = self.bert.encoder(hidden, attention_mask=bias).last_hidden_state  # (B, 32, 384)
         mean = (hidden * kept[..., None]).sum(1) / kept.sum(1, keepdim=True)
