@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlet.errors import ActionError, SpecError
+from actlet.plain import PlainJson
 from actlet.specs import ActionSpec
 
 __all__ = ["ActionTokenizer", "ActionVocabulary"]
@@ -32,7 +33,7 @@ __all__ = ["ActionTokenizer", "ActionVocabulary"]
 _CONSTANT_HALF_WIDTH = 1e-6  # A dimension that never moved in the data still needs bounds that differ.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ActionTokenizer:
     """Maps actions in physical units to bins and back."""
 
@@ -74,6 +75,12 @@ class ActionTokenizer:
         low[spec.is_binary], high[spec.is_binary] = 0.0, 1.0
         return cls(low.astype(np.float32), high.astype(np.float32), bins)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActionTokenizer) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.low.tobytes(), self.high.tobytes(), self.bins))
+
     @property
     def dim(self) -> int:
         """A, the number of tokens of one action."""
@@ -91,7 +98,7 @@ class ActionTokenizer:
         if not np.isfinite(actions).all():
             raise ActionError("action: not finite; refused.")
         unit = (np.clip(actions, self.low, self.high) - self.low) / (self.high - self.low)
-        return np.rint(unit * (self.bins - 1)).astype(np.int64)
+        return np.asarray(np.rint(unit * (self.bins - 1)), dtype=np.int64)
 
     def decode(self, bins: NDArray[np.int64]) -> NDArray[np.float32]:
         """int bins (..., A) -> float32 (..., A) in physical units.
@@ -117,10 +124,16 @@ class ActionTokenizer:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ActionTokenizer:
-        """The inverse of `to_dict`; raises SpecError on unknown or missing keys."""
-        if set(data) != {"low", "high", "bins"}:
-            raise SpecError(f"action tokenizer: keys {sorted(data)}, expected ['bins', 'high', 'low'].")
-        return cls(np.array(data["low"], np.float32), np.array(data["high"], np.float32), int(data["bins"]))
+        """The inverse of `to_dict`; raises SpecError on unknown or missing keys, and on bounds that are not numbers."""
+        plain = _PlainTokenizer.from_dict(data, where="action tokenizer")
+        return cls(np.array(plain.low, np.float32), np.array(plain.high, np.float32), plain.bins)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PlainTokenizer(PlainJson):
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    bins: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,4 +187,4 @@ class ActionVocabulary:
         bins = np.where(inside, bins_of[np.where(inside, ids, 0)], -1)
         if (bins < 0).any():
             raise ActionError(f"token ids {np.unique(ids[bins < 0]).tolist()[:8]} are not action tokens; refused.")
-        return bins
+        return np.asarray(bins, dtype=np.int64)

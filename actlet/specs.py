@@ -16,21 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlet.errors import ActionError, ObservationError, SpecError
+from actlet.plain import PlainJson
 
 __all__ = ["ActionSpec", "CameraSpec", "ObservationSpec", "PolicySpec", "TimingSpec", "require_same"]
 
 Kind = Literal["continuous", "binary"]
 
 
-def _refuse_unknown_keys(cls: type, data: dict[str, Any]) -> None:
-    known = {field.name for field in dataclasses.fields(cls)}
-    unknown, missing = sorted(set(data) - known), sorted(known - set(data))
-    if unknown or missing:
-        raise SpecError(f"{cls.__name__}: unknown keys {unknown}, missing keys {missing}; expected exactly {sorted(known)}.")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CameraSpec:
+class CameraSpec(PlainJson):
     """One camera: uint8 RGB frames of shape (height, width, 3)."""
 
     name: str
@@ -43,7 +37,7 @@ class CameraSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ObservationSpec:
+class ObservationSpec(PlainJson):
     """What the policy sees in one control step."""
 
     cameras: tuple[CameraSpec, ...]
@@ -92,25 +86,9 @@ class ObservationSpec:
             bad = [name for name, value in zip(self.state_names, state, strict=True) if not math.isfinite(value)]
             raise ObservationError(f"state: {bad} not finite; check the sensor before the policy sees it.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ObservationSpec:
-        """The inverse of `to_dict`; raises SpecError on unknown or missing keys."""
-        _refuse_unknown_keys(cls, data)
-        for camera in data["cameras"]:
-            _refuse_unknown_keys(CameraSpec, camera)
-        return cls(
-            cameras=tuple(CameraSpec(**camera) for camera in data["cameras"]),
-            state_names=tuple(data["state_names"]),
-            state_units=tuple(data["state_units"]),
-        )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ActionSpec:
+class ActionSpec(PlainJson):
     """What one action of A numbers means, and what the robot may be told."""
 
     names: tuple[str, ...]
@@ -166,19 +144,9 @@ class ActionSpec:
             raise ActionError(f"action: {bad} not finite; refused.")
         return np.clip(action, np.asarray(self.low, np.float32), np.asarray(self.high, np.float32))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ActionSpec:
-        """The inverse of `to_dict`; raises SpecError on unknown or missing keys."""
-        _refuse_unknown_keys(cls, data)
-        return cls(**data)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TimingSpec:
+class TimingSpec(PlainJson):
     """When actions are meant to happen."""
 
     rate_hz: float
@@ -198,41 +166,17 @@ class TimingSpec:
         if not 0 <= self.max_delay_steps <= self.horizon - 1:
             raise SpecError(f"timing: max_delay_steps {self.max_delay_steps}, expected 0 .. horizon - 1 ({self.horizon - 1}).")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> TimingSpec:
-        """The inverse of `to_dict`; raises SpecError on unknown or missing keys."""
-        _refuse_unknown_keys(cls, data)
-        return cls(**data)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicySpec:
+class PolicySpec(PlainJson):
     """The contract between a policy and a robot: what it sees, what it commands, and when."""
 
     observation: ObservationSpec
     action: ActionSpec
     timing: TimingSpec
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> PolicySpec:
-        """The inverse of `to_dict`; raises SpecError on unknown or missing keys."""
-        _refuse_unknown_keys(cls, data)
-        return cls(
-            observation=ObservationSpec.from_dict(data["observation"]),
-            action=ActionSpec.from_dict(data["action"]),
-            timing=TimingSpec.from_dict(data["timing"]),
-        )
-
-
-def require_same(ours: Any, theirs: Any, *, what: str) -> None:
+def require_same(ours: PlainJson, theirs: PlainJson, *, what: str) -> None:
     """Refuse two specifications that differ, and name every difference.
 
     Args:
@@ -243,7 +187,7 @@ def require_same(ours: Any, theirs: Any, *, what: str) -> None:
     Raises:
         SpecError: They differ.
     """
-    differences = _differences(dataclasses.asdict(ours), dataclasses.asdict(theirs), "")
+    differences = _differences(ours.to_dict(), theirs.to_dict(), "")
     if differences:
         raise SpecError(f"{what} differ: " + "; ".join(differences) + ".")
 
