@@ -1,0 +1,90 @@
+"""Suites of simulated tasks by name.
+
+Two come with actlet. A suite of your own needs no registration: wherever a suite's name is asked for, in Python and on the
+command line, ``"package.module:factory"`` is a name too, where ``factory()`` returns an `actlet.protocols.Suite`. A name (and not an
+object) travels to the processes that roll out a policy. `TaskSuite` turns a tuple of names and a function into a suite::
+
+    # kitchen/suite.py, then: make_suite("kitchen.suite:make_suite")
+    def make_suite() -> TaskSuite:
+        return TaskSuite(name="kitchen", tasks=("boil", "pour"), factory=KitchenTask)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+
+from actlet.errors import UnknownNameError
+from actlet.protocols import Suite, Task
+
+__all__ = ["SUITES", "TaskSuite", "make_suite", "metaworld_suite", "tabletop_suite"]
+
+# name -> "module:factory". Add to it in your own program to give a suite a short name.
+SUITES: dict[str, str] = {
+    "tabletop": "episodes.suites:tabletop_suite",
+    "metaworld": "episodes.suites:metaworld_suite",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSuite:
+    """A suite made of names and a function."""
+
+    name: str
+    """What reports call it."""
+    tasks: tuple[str, ...]
+    """The names of its tasks, in the order in which episodes cycle through them."""
+    factory: Callable[[str], Task]
+    """Makes the task of a name."""
+
+    def make(self, task: str) -> Task:
+        """A new instance of a task.
+
+        Raises:
+            UnknownNameError: The suite has no task of this name.
+        """
+        if task not in self.tasks:
+            raise UnknownNameError(f"task of suite {self.name!r}", task, self.tasks)
+        return self.factory(task)
+
+
+def tabletop_suite() -> TaskSuite:
+    """The UR5e table with blocks and plates (`episodes.tabletop`)."""
+    from episodes import tabletop
+
+    return TaskSuite(name="tabletop", tasks=tuple(tabletop.TASKS), factory=tabletop.make)
+
+
+def metaworld_suite() -> TaskSuite:
+    """Meta-World's 50 tasks (`episodes.metaworld_suite`)."""
+    from episodes import metaworld_suite
+
+    return TaskSuite(name="metaworld", tasks=tuple(metaworld_suite.TASKS), factory=metaworld_suite.make)
+
+
+def make_suite(name: str) -> Suite:
+    """The suite of a name.
+
+    Args:
+        name: A key of `SUITES`, or ``"package.module:factory"`` of a suite of your own.
+
+    Raises:
+        UnknownNameError: There is no such suite, module or factory.
+    """
+    entry = SUITES.get(name, name)
+    module_name, colon, factory_name = entry.partition(":")
+    if not colon:
+        raise UnknownNameError("suite", name, [*SUITES, "package.module:factory"])
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only a missing suite is a wrong name; a suite that misses one of its own imports says so itself.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise UnknownNameError("module of a suite", module_name, list(SUITES)) from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise UnknownNameError(f"suite factory in {module_name!r}", factory_name, [key for key in vars(module) if not key.startswith("_")])
+    suite: Suite = factory()
+    return suite
