@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 ARGS ?=
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet -c constraints.txt
+PIP = $(BIN)/python -m pip install -qq -c constraints.txt
 READY = $(VENV)/.ready
 
 .PHONY: demo test check bench build readme system-packages clean
