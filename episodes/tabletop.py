@@ -51,13 +51,14 @@ TASKS = ("touch", "lift", "put")
 MAX_STEPS = {"touch": 30, "lift": 40, "put": 60}  # About twice the expert's median.
 LIFTED_M = 0.05
 CAMERAS = {"front": "front", "wrist": "gripper/wrist"}
+PICTURES = {"overview": "overview", **CAMERAS}  # What `render` knows: one camera more, which no policy sees.
 
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper_opening")
 STATE_UNITS = ("m", "m", "m", "rad", "rad", "rad", "1")
 ACTION_SPEC = ActionSpec(
     names=("terminate", "dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
     units=("1", "m", "m", "m", "rad", "rad", "rad", "1"),
-    kinds=("binary", *["continuous"] * 6, "binary"),
+    kinds=("binary", "continuous", "continuous", "continuous", "continuous", "continuous", "continuous", "binary"),
     low=(0.0, -0.05, -0.05, -0.05, -0.3, -0.3, -0.3, 0.0),
     high=(1.0, 0.05, 0.05, 0.05, 0.3, 0.3, 0.3, 1.0),
     frame="base",
@@ -179,6 +180,7 @@ class TabletopTask:
                 block_xyz=np.array(block.xpos),
                 block_rotation=np.array(block.xmat).reshape(3, 3),
                 plate_xy=self._plate_xyz(self._plate)[:2] if self.name == "put" else None,
+                other_blocks_xy=np.array([self._data.body(f"block{i}").xpos[:2] for i in range(BLOCKS) if i != self._target]),
                 held=self._held,
                 succeeded=self._succeeded,
             )
@@ -201,7 +203,7 @@ class TabletopTask:
         """uint8 (height, width, 3): a picture for people, with shadows and smooth edges.
 
         Args:
-            camera: "front" (the default) or "wrist".
+            camera: "overview" (the whole arm; the default), "front" or "wrist".
             height: Rows.
             width: Columns.
             full_meshes: Draw the robot by its manufacturers' meshes instead of capsules.
@@ -209,9 +211,9 @@ class TabletopTask:
         Raises:
             UnknownNameError: There is no such camera.
         """
-        camera = "front" if camera is None else camera
-        if camera not in CAMERAS:
-            raise UnknownNameError("camera", camera, tuple(CAMERAS))
+        camera = "overview" if camera is None else camera
+        if camera not in PICTURES:
+            raise UnknownNameError("camera", camera, tuple(PICTURES))
         return self._picture(camera, height, width, MESH_GROUPS if full_meshes else FAST_GROUPS, True)
 
     def close(self) -> None:
@@ -241,7 +243,7 @@ class TabletopTask:
         for index, name in enumerate(layout.plate_colours):
             self._model.geom(f"plate{index}").rgba[:3] = COLOURS[name]
             self._model.geom(f"plate{index}_ring").rgba[:3] = 0.75 * np.array(COLOURS[name]) + 0.25
-        renderer.update_scene(self._data, camera=CAMERAS[camera], scene_option=option)
+        renderer.update_scene(self._data, camera=PICTURES[camera], scene_option=option)
         return np.array(renderer.render())
 
     def _judge(self, touched: list[int]) -> None:

@@ -27,8 +27,9 @@ STEPS_PER_SLICE = round(CONTROL_S / SLICES / TIMESTEP_S)
 
 DOWN = np.diag([1.0, -1.0, -1.0])
 # The lowest point keeps closed fingertips (18 mm below it) off the table; the box is what the arm reaches with its elbow up.
-WORKSPACE_LOW, WORKSPACE_HIGH = np.array([0.25, -0.35, 0.021]), np.array([0.75, 0.35, 0.40])
-LARGEST_TILT, LARGEST_YAW = 0.5, 1.6  # [rad]
+WORKSPACE_LOW, WORKSPACE_HIGH = np.array([0.27, -0.28, 0.021]), np.array([0.70, 0.28, 0.34])
+LARGEST_TILT, LARGEST_YAW = 0.35, 1.6  # [rad]
+SMALLEST_ELBOW = 0.25  # [rad]; a stretched elbow could fold the other way, and then the arm sweeps the table.
 LEASH_M, LEASH_RAD = 0.01, 0.08
 LARGEST_JOINT_STEP = 0.5  # [rad] in one control step.
 DAMPING = 0.02
@@ -68,6 +69,7 @@ class Arm:
         self._site = model.site("gripper/pinch").id
         self._qpos = np.array([model.joint(name).qposadr[0] for name in ARM_JOINTS])
         self._low, self._high = (model.jnt_range[[model.joint(name).id for name in ARM_JOINTS], side] for side in (0, 1))
+        self._low[2] = SMALLEST_ELBOW
         self._finger_qpos = int(model.joint("gripper/right_driver_joint").qposadr[0])
         # The servo's force is kp (ctrl - q) - kd v; adding kd/kp v to ctrl removes its lag at speed v.
         self._lead_s = model.actuator_biasprm[:6, 2] / model.actuator_biasprm[:6, 1]

@@ -22,7 +22,8 @@ LARGEST_STEP, LARGEST_TURN = 0.03, 0.2  # Slower than the limits allow: a policy
 GAIN = 0.7  # Share of the remaining way in one step when near.
 HOVER = 0.105  # Travelling height of the open hand: its tips (13 mm lower) clear a block (44 mm).
 CARRY = BLOCK_HALF + 0.07  # Travelling height of a carried block's centre.
-GRASP_BELOW = 0.0  # The grasp is at the block's centre.
+LARGEST_GRASP_YAW = 1.5  # [rad], a little inside what the arm allows.
+FINGER_ASIDE, FINGER_ROOM = 0.053, 0.042  # An open finger's distance from the middle, and from another block's centre at least.
 TOUCH_ABOVE = 0.030  # Closed fingertips reach 18 mm below the hand's point: this presses 10 mm into the block's top.
 FUNNEL_FLAT, FUNNEL_WIDTH = 0.008, 0.035
 
@@ -45,6 +46,8 @@ class Situation:
     """float64 (3, 3)."""
     plate_xy: NDArray[np.float64] | None
     """float64 (2,), the plate's centre for "put", else None."""
+    other_blocks_xy: NDArray[np.float64]
+    """float64 (2, 2), the other blocks' centres, [m]."""
     held: bool
     """Both fingers press on the block."""
     succeeded: bool
@@ -56,7 +59,7 @@ def expert_action(now: Situation) -> NDArray[np.float32]:
     if now.succeeded:
         return _action(terminate=True, closed=now.opening < 0.7)
     if now.skill == "touch":
-        goal = now.block_xyz + [0.0, 0.0, TOUCH_ABOVE]
+        goal = now.block_xyz + np.array([0.0, 0.0, TOUCH_ABOVE])
         turn = _turn_to(now, _upright_yaw(now.hand_rotation))
         return _action(_funnel(now.hand_xyz, goal, HOVER, 0.0), turn, closed=True)
     if now.skill == "put" and _is_placed(now):
@@ -74,17 +77,34 @@ def expert_action(now: Situation) -> NDArray[np.float32]:
 
 def _grasp(now: Situation) -> NDArray[np.float32]:
     """Come down over the block with open fingers along its sides, and close."""
-    yaw_error = _smallest_turn(_block_yaw(now.block_rotation) - _upright_yaw(now.hand_rotation))
+    yaw_error = _grasp_turn(now)
     turn = _turn_to(now, _upright_yaw(now.hand_rotation) + yaw_error)
-    goal = now.block_xyz - [0.0, 0.0, GRASP_BELOW]
+    goal = now.block_xyz  # The grasp is at the block's centre.
     error = goal - now.hand_xyz
     aside, above = float(np.linalg.norm(error[:2])), abs(float(error[2]))
     closing = now.opening < 0.9
-    if aside < (0.022 if closing else 0.012) and above < (0.018 if closing else 0.012) and abs(yaw_error) < (0.4 if closing else 0.2):
+    if aside < (0.022 if closing else 0.012) and above < (0.018 if closing else 0.009) and abs(yaw_error) < (0.4 if closing else 0.2):
         return _action(closed=True)
     # Fingers that are not open yet count as being further away: wait above the block.
     away = 0.06 * abs(yaw_error) + 0.1 * max(0.0, 0.85 - now.opening)
     return _action(_funnel(now.hand_xyz, goal, goal[2] + HOVER - BLOCK_HALF, away), turn, closed=False)
+
+
+def _grasp_turn(now: Situation) -> float:
+    """The turn in [rad] that lines the fingers up with the block.
+
+    A cube looks the same after a quarter turn: the smallest turn within the wrist's range, unless another block is in a finger's way.
+    """
+    yaw = _upright_yaw(now.hand_rotation)
+    edge = _block_yaw(now.block_rotation)
+    goals = (edge + np.pi / 4) % (np.pi / 2) - np.pi / 4 + np.array([0.0, 0.5, -0.5]) * np.pi
+    goals = sorted(goals[np.abs(goals) < LARGEST_GRASP_YAW], key=lambda goal: abs(goal - yaw))
+    for goal in goals:
+        along = FINGER_ASIDE * np.array([-np.sin(goal), np.cos(goal)])
+        fingers = now.block_xyz[:2] + np.array([along, -along])
+        if np.linalg.norm(fingers[:, None] - now.other_blocks_xy[None], axis=-1).min() > FINGER_ROOM:
+            return float(goal - yaw)
+    return float(goals[0] - yaw)
 
 
 def _is_placed(now: Situation) -> bool:
@@ -114,11 +134,6 @@ def _block_yaw(rotation: NDArray[np.float64]) -> float:
     """Turn about the vertical of an edge of the block that lies flat, [rad]; the block may have been tipped over."""
     flattest = int(np.argmin(np.abs(rotation[2])))
     return float(np.arctan2(rotation[1, flattest], rotation[0, flattest]))
-
-
-def _smallest_turn(angle: float) -> float:
-    """The angle modulo a quarter turn, in [-pi/4, pi/4): a cube looks the same after a quarter turn."""
-    return (angle + np.pi / 4) % (np.pi / 2) - np.pi / 4
 
 
 def _turn_to(now: Situation, yaw: float) -> NDArray[np.float64]:

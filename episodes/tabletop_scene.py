@@ -193,7 +193,7 @@ def _add_table(mujoco: Any, spec: Any) -> None:
     world.add_geom(
         name="floor",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
-        size=[3.0, 3.0, 0.1],
+        size=[30.0, 30.0, 0.1],
         pos=[0, 0, -0.7],
         rgba=[0.35, 0.37, 0.40, 1],
         contype=0,
@@ -202,6 +202,8 @@ def _add_table(mujoco: Any, spec: Any) -> None:
     world.add_light(pos=[0.6, -0.5, 1.5], dir=[-0.1, 0.4, -1.0], directional=True, diffuse=[0.30] * 3, specular=[0.0] * 3, castshadow=True)
     eye, look = np.array([1.02, 0.0, 0.50]), np.array([0.48, 0.0, 0.055])
     world.add_camera(name="front", pos=list(eye), quat=_look_at(mujoco, eye, look, np.array([0.0, 0.0, 1.0])), fovy=33.0)
+    eye, look = np.array([1.20, -0.70, 0.78]), np.array([0.36, 0.0, 0.25])
+    world.add_camera(name="overview", pos=list(eye), quat=_look_at(mujoco, eye, look, np.array([0.0, 0.0, 1.0])), fovy=42.0)
     spec.visual.headlight.ambient = [0.60] * 3
     spec.visual.headlight.diffuse = [0.15] * 3
     spec.visual.headlight.specular = [0.0] * 3

@@ -160,7 +160,8 @@ def test_other_instruction_is_about_the_same_layout_but_something_else(name):
         _, instruction = task.reset(seed)
         other = task.other_instruction(seed)
         words = other.split()
-        assert other != instruction and other == task.other_instruction(seed)
+        assert other != instruction
+        assert other == task.other_instruction(seed)
         assert words[2] in task.layout.block_colours
         assert words[0] != "put" or words[-2] in task.layout.plate_colours
 
@@ -177,14 +178,16 @@ def test_touching_another_block_first_is_a_failure():
     task.reset(0)
     wrong = (task.target[0] + 1) % 3
     result = go_to(task, [*task.layout.block_xy[wrong], 0.05], closed=1.0)
-    assert result.done and not result.success
+    assert result.done
+    assert not result.success
     assert result.info["failure"] == f"touched the {task.layout.block_colours[wrong]} block first"
 
 
 def test_terminate_without_success_ends_the_episode():
     """A policy that gives up has not succeeded."""
     result = play(tabletop.make("lift", image_px=PX), 0, [command(terminate=1.0)])
-    assert result.done and not result.success
+    assert result.done
+    assert not result.success
 
 
 def test_a_held_block_is_not_put():
@@ -198,7 +201,8 @@ def test_a_held_block_is_not_put():
         assert not task.step(action).success
     for _ in range(3):
         result = task.step(command(closed=1.0))
-    assert task._contacts.held(task._data, task.target[0]) and not result.success
+    assert task._contacts.held(task._data, task.target[0])
+    assert not result.success
 
 
 def test_deltas_are_displacements():
@@ -256,7 +260,8 @@ def test_picture_for_people():
     task = tabletop.make("touch", image_px=PX)
     task.reset(0)
     capsules, meshes = (task.render(None, 48, 64, full_meshes=full) for full in (False, True))
-    assert capsules.shape == meshes.shape == (48, 64, 3) and capsules.dtype == np.uint8
+    assert capsules.shape == meshes.shape == (48, 64, 3)
+    assert capsules.dtype == np.uint8
     assert (capsules != meshes).any()
 
 
