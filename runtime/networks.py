@@ -1,0 +1,123 @@
+"""The two networks of a bundle with its tokenizer: text -> vector, and frames + state + vector -> chunk.
+
+Nothing is clipped here: these are the raw answers, which golden.npz records and the self-test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlet.errors import BundleError
+from actlet.manifest import TextEncoderInfo
+from actlet.specs import PolicySpec
+from runtime.golden import Golden
+from runtime.ort_backend import OrtModel, SessionConfig, Signature
+from runtime.wordpiece import WordPiece
+
+__all__ = ["Networks"]
+
+
+class Networks:
+    """The content of a bundle's network files, ready to run.
+
+    Args:
+        policy: Content of policy.onnx.
+        instruction: Content of instruction.onnx.
+        tokenizer: Content of tokenizer.json.
+        spec: What the policy is said to take and give; the network's inputs and outputs must agree.
+        text_encoder: The same for the instruction network.
+        config: Threads and providers.
+
+    Raises:
+        BundleError: A file cannot be loaded, or its inputs and outputs are others than the specification says.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: bytes,
+        instruction: bytes,
+        tokenizer: bytes,
+        spec: PolicySpec,
+        text_encoder: TextEncoderInfo,
+        config: SessionConfig | None = None,
+    ) -> None:
+        self.spec = spec
+        self._tokenizer = WordPiece(tokenizer, max_tokens=text_encoder.max_tokens)
+        self._instruction = OrtModel(instruction, config=config, where="instruction.onnx")
+        self._policy = OrtModel(policy, config=config, where="policy.onnx")
+        tokens = (1, text_encoder.max_tokens)
+        inputs: Signature = {"input_ids": ("int64", tokens), "attention_mask": ("int64", tokens)}
+        _require_signature(self._instruction.inputs, inputs, "instruction.onnx takes")
+        outputs = self._instruction.outputs
+        self._embedding_name = next(iter(outputs))
+        expected: Signature = {self._embedding_name: ("float32", (1, text_encoder.embedding_dim))}
+        _require_signature(outputs, expected, "instruction.onnx gives")
+        inputs = {f"images.{c.name}": ("uint8", (1, c.height, c.width, 3)) for c in spec.observation.cameras}
+        inputs |= {"state": ("float32", (1, spec.observation.state_dim)), "instruction": ("float32", (1, text_encoder.embedding_dim))}
+        _require_signature(self._policy.inputs, inputs, "policy.onnx takes")
+        steps = spec.timing.horizon
+        _require_signature(
+            self._policy.outputs,
+            {"actions": ("float32", (1, steps, spec.action.dim)), "confidence": ("float32", (1, steps))},
+            "policy.onnx gives",
+        )
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that policy.onnx really runs on."""
+        return self._policy.providers
+
+    def embed(self, text: str) -> NDArray[np.float32]:
+        """float32 (E,): the vector of an instruction.
+
+        Raises:
+            ObservationError: The text is longer than the encoder reads.
+        """
+        ids, mask = self._tokenizer.encode(text)
+        vector = self._instruction.run({"input_ids": ids, "attention_mask": mask})[self._embedding_name]
+        return np.asarray(vector[0], np.float32)
+
+    def answer(
+        self, images: Mapping[str, NDArray[np.uint8]], state: NDArray[np.float32], vector: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """One chunk.
+
+        Args:
+            images: Camera name -> uint8 (height, width, 3).
+            state: float32 (S,).
+            vector: float32 (E,), from `embed`.
+
+        Returns:
+            Actions float32 (H, A) in physical units, not clipped, and confidence float32 (H,).
+        """
+        feeds = {f"images.{camera.name}": images[camera.name][None] for camera in self.spec.observation.cameras}
+        outputs = self._policy.run({**feeds, "state": state.astype(np.float32)[None], "instruction": vector[None]})
+        return outputs["actions"][0], outputs["confidence"][0]
+
+    def record(self, images: Mapping[str, NDArray[np.uint8]], state: NDArray[np.float32], text: Sequence[str]) -> Golden:
+        """The golden answers of these networks, for a bundle's self-test.
+
+        Args:
+            images: Camera name -> uint8 (N, height, width, 3).
+            state: float32 (N, S).
+            text: N instructions.
+        """
+        vectors = np.stack([self.embed(line) for line in text])
+        answers = [self.answer({name: frames[i] for name, frames in images.items()}, state[i], vectors[i]) for i in range(len(text))]
+        return Golden(
+            images=dict(images),
+            state=state.astype(np.float32),
+            text=tuple(text),
+            instruction=vectors,
+            actions=np.stack([actions for actions, _ in answers]),
+            confidence=np.stack([confidence for _, confidence in answers]),
+        )
+
+
+def _require_signature(got: Signature, expected: Signature, what: str) -> None:
+    if got != expected:
+        raise BundleError(f"{what} {got}, expected {expected} from the manifest's specification: export the bundle again.")

@@ -1,0 +1,121 @@
+"""A bundle as a policy: the same `predict` as the torch student, without torch.
+
+Loading replays golden.npz; a bundle whose answers are not those that it was made with is refused before any motion. An
+instruction is encoded when it is first seen and remembered, so that a control step costs policy.onnx alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlet.errors import BundleError, RobotFault
+from actlet.manifest import Manifest
+from actlet.protocols import ActionChunk, Observation
+from runtime.bundle import Bundle, load_bundle
+from runtime.golden import Golden
+from runtime.networks import Networks
+from runtime.ort_backend import SessionConfig
+
+__all__ = ["BundlePolicy"]
+
+_REMEMBERED_INSTRUCTIONS = 32
+
+
+class BundlePolicy:
+    """Implements `actlet.protocols.Policy` from a bundle's folder.
+
+    Args:
+        path: The bundle's folder.
+        threads: Threads of ONNX Runtime.
+        config: All session options, instead of `threads`.
+
+    Raises:
+        BundleError: The folder is not a sound bundle, or its answers differ from the recorded ones.
+        MissingLibraryError: A provider that was asked for cannot run here.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 1, config: SessionConfig | None = None) -> None:
+        self.bundle: Bundle = load_bundle(path)
+        manifest = self.bundle.manifest
+        self.spec = manifest.spec
+        self.networks = Networks(
+            policy=self.bundle.read("policy.onnx"),
+            instruction=self.bundle.read("instruction.onnx"),
+            tokenizer=self.bundle.read("tokenizer.json"),
+            spec=manifest.spec,
+            text_encoder=manifest.text_encoder,
+            config=config or SessionConfig(threads=threads),
+        )
+        self.clipped = 0
+        """Action values outside the specification's limits so far; each was set to the limit."""
+        self._low = np.asarray(self.spec.action.low, np.float32)
+        self._high = np.asarray(self.spec.action.high, np.float32)
+        self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        _self_test(self.networks, self.bundle.golden, manifest, str(self.bundle.path))
+
+    def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
+        """One chunk per observation, computed one after the other (a bundle's networks have batch 1).
+
+        Raises:
+            ObservationError: A frame or state of another size or type, or an instruction that is too long.
+            RobotFault: The network failed, or answered with something that is not finite.
+        """
+        return [self._predict_one(*pair) for pair in zip(observations, instructions, strict=True)]
+
+    def _predict_one(self, observation: Observation, instruction: str) -> ActionChunk:
+        self.spec.observation.check(observation.images, observation.state)
+        actions, confidence = self.networks.answer(observation.images, observation.state, self._vector(instruction))
+        if not (np.isfinite(actions).all() and np.isfinite(confidence).all()):
+            where = np.argwhere(~np.isfinite(actions))
+            first = f"actions[{where[0][0]}] {self.spec.action.names[where[0][1]]!r}" if len(where) else "confidence"
+            raise RobotFault(f"policy.onnx answered with a value that is not finite ({first}); the chunk is refused.")
+        inside = np.clip(actions, self._low, self._high)
+        self.clipped += int((inside != actions).sum())
+        return ActionChunk(actions=inside, confidence=np.clip(confidence, 0.0, 1.0))
+
+    def _vector(self, instruction: str) -> NDArray[np.float32]:
+        vector = self._vectors.get(instruction)
+        if vector is None:
+            vector = self.networks.embed(instruction)
+            if not np.isfinite(vector).all():
+                raise RobotFault(f"instruction.onnx answered {instruction!r} with a vector that is not finite.")
+            self._vectors[instruction] = vector
+            if len(self._vectors) > _REMEMBERED_INSTRUCTIONS:
+                self._vectors.popitem(last=False)
+        self._vectors.move_to_end(instruction)
+        return vector
+
+
+def _self_test(networks: Networks, golden: Golden, manifest: Manifest, where: str) -> None:
+    """Replay the recorded inputs; every answer must lie within the manifest's tolerance.
+
+    Raises:
+        BundleError: One does not, with the sample, the value, and how far it is off.
+    """
+    tolerance, spec = manifest.golden_tolerance, manifest.spec
+    # A dimension that hardly moved in the data has a tiny range: a thousandth of what the robot may do is as good as equal.
+    limits = np.asarray(spec.action.high) - np.asarray(spec.action.low)
+    unit = np.maximum(manifest.tokenizer.high - manifest.tokenizer.low, 1e-3 * limits)  # (A,)
+    vectors = {text: networks.embed(text) for text in dict.fromkeys(golden.text)}
+    for i, text in enumerate(golden.text):
+        images = {name: frames[i] for name, frames in golden.images.items()}
+        actions, confidence = networks.answer(images, golden.state[i], golden.instruction[i])
+        checks = (
+            ("instruction vector", np.abs(vectors[text] - golden.instruction[i]), tolerance.embedding),
+            ("action, as a share of its range", np.abs(actions - golden.actions[i]) / unit, tolerance.actions),
+            ("confidence", np.abs(confidence - golden.confidence[i]), tolerance.confidence),
+        )
+        for what, difference, most in checks:
+            worst = float(np.max(difference))
+            if not worst <= most:  # Written so that NaN fails.
+                made = manifest.lineage.versions.get("onnxruntime", "unknown")
+                raise BundleError(
+                    f"bundle {where}: self-test failed: sample {i} ({text!r}), {what}: off by {worst:.3g}, at most {most:.3g} allowed. "
+                    f"The networks do not answer here as where the bundle was made (with onnxruntime {made}). "
+                    "Make the bundle again on this kind of processor, or install the same onnxruntime."
+                )
