@@ -1,0 +1,148 @@
+"""The training loop that students and teachers share: fixed number of steps, resume, moving average, progress.
+
+Accelerate carries the loop, so the same call runs in one process or under `accelerate launch` in many. A run that is cut
+off goes on from its last state when it is started again with the same arguments; the state is removed by the caller once
+the checkpoint is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from actlet.errors import SpecError
+from actlet.storage import new_folder, read_json, write_json
+
+__all__ = ["FitConfig", "fit"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How long and how fast."""
+
+    steps: int
+    """Optimizer updates."""
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    """Peak, after `warmup_steps`; falls to 1 % along half a cosine."""
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    average_decay: float = 0.995
+    """Decay of the moving average of the weights, which is what is kept."""
+    save_seconds: float = 60.0
+    """The state for resuming is saved about this often."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise SpecError(
+                f"training: steps {self.steps}, batch_size {self.batch_size}, learning_rate {self.learning_rate}: all must be positive."
+            )
+
+
+def fit(
+    module: nn.Module,
+    loss_of_batch: Callable[[nn.Module, torch.Generator], dict[str, Tensor]],
+    config: FitConfig,
+    *,
+    state_folder: Path,
+    log_file: Path,
+    label: str,
+    parameter_groups: list[dict[str, object]] | None = None,
+) -> nn.Module:
+    """Train and return the averaged network, in evaluation mode.
+
+    Args:
+        module: What is trained; parameters without `requires_grad` stay as they are.
+        loss_of_batch: Draws a batch with the generator, returns {"loss": total, …parts for the log}.
+        config: How long and how fast.
+        state_folder: Where the state for resuming lives.
+        log_file: JSON lines, one every 20 steps: step, learning rate, losses, seconds.
+        label: Text of the progress bar.
+        parameter_groups: For the optimizer, where not all parameters share a learning rate ("lr_scale").
+    """
+    accelerator = Accelerator()
+    set_seed(config.seed)
+    groups = parameter_groups or [{"params": [p for p in module.parameters() if p.requires_grad]}]
+    scales = [float(group.pop("lr_scale", 1.0)) for group in groups]  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay), use_buffers=True)
+    prepared, optimizer = accelerator.prepare(module, optimizer)
+    accelerator.register_for_checkpointing(average)
+    step = _resume(accelerator, state_folder, log_file)
+    saved_at = started = time.monotonic()
+    progress = tqdm(total=config.steps, initial=step, desc=label, unit="step", disable=not accelerator.is_main_process, mininterval=2.0)
+    for step in _steps(step, config.steps):
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = scale * _learning_rate(step, config)
+        generator = torch.Generator().manual_seed((config.seed << 32) + step * accelerator.num_processes + accelerator.process_index)
+        prepared.train()
+        losses = loss_of_batch(prepared, generator)
+        accelerator.backward(losses["loss"])
+        accelerator.clip_grad_norm_([p for p in prepared.parameters() if p.requires_grad], config.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update_parameters(accelerator.unwrap_model(prepared))
+        progress.update()
+        if step % 20 == 0 and accelerator.is_main_process:
+            values = {name: round(float(value), 5) for name, value in losses.items()}
+            progress.set_postfix(values)
+            with log_file.open("a", encoding="utf-8") as log:
+                log.write(
+                    json.dumps(
+                        {"step": step, "lr": optimizer.param_groups[0]["lr"], **values, "seconds": round(time.monotonic() - started, 1)}
+                    )
+                    + "\n"
+                )
+        if time.monotonic() - saved_at > config.save_seconds:
+            _save(accelerator, state_folder, step + 1)
+            saved_at = time.monotonic()
+    progress.close()
+    trained: nn.Module = average.module
+    return trained.eval()
+
+
+def _steps(first: int, total: int) -> Iterator[int]:
+    yield from range(first, total)
+
+
+def _learning_rate(step: int, config: FitConfig) -> float:
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+
+
+def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes == 1:
+        with new_folder(folder, overwrite=True) as partial:
+            accelerator.save_state(str(partial), safe_serialization=True)
+            write_json(partial / "step.json", {"step": step})
+        return
+    accelerator.save_state(str(folder), safe_serialization=True)
+    if accelerator.is_main_process:
+        write_json(folder / "step.json", {"step": step})
+
+
+def _resume(accelerator: Accelerator, folder: Path, log_file: Path) -> int:
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    if not (folder / "step.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        log_file.write_text("", encoding="utf-8")
+        return 0
+    accelerator.load_state(str(folder))
+    step = int(read_json(folder / "step.json")["step"])
+    accelerator.print(f"resuming at step {step} from {folder}")
+    return step

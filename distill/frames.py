@@ -1,0 +1,107 @@
+"""All frames of a dataset in memory, and the targets that are read off each episode: chunks and key moments.
+
+    t        0    1    2    3    4   (last)
+    action   a0   a1   a2   a3   a4
+    chunk at t=2, H=4:  a2 a3 a4 a4*        * past the end the last action repeats and has weight 0
+
+A key moment is a step where a binary action (gripper, terminate) changes, or the last one. The state change up to the
+next two key moments is known in hindsight; predicting it makes the network find the object early (docs/lessons.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlet.errors import DatasetError
+from actlet.specs import ActionSpec, ObservationSpec
+from episodes.episode import Episode
+
+__all__ = ["Frames"]
+
+
+@dataclasses.dataclass
+class Frames:
+    """N frames of E episodes, episode after episode."""
+
+    images: dict[str, NDArray[np.uint8]]
+    """Camera name -> (N, h, w, 3)."""
+    state: NDArray[np.float32]
+    """(N, S)."""
+    action: NDArray[np.float32]
+    """(N, A)."""
+    episode: NDArray[np.int64]
+    """(N,), which episode a frame belongs to."""
+    last: NDArray[np.int64]
+    """(N,), index of the last frame of the same episode."""
+    waypoints: NDArray[np.float32]
+    """(N, 2, S), state change to the next two key moments."""
+    instructions: list[str]
+    """E instructions."""
+    distribution: NDArray[np.float16] | None = None
+    """(N, A, K), the teacher's answer for each frame, or None."""
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    @classmethod
+    def from_episodes(cls, episodes: Sequence[Episode], observation: ObservationSpec, action: ActionSpec) -> Frames:
+        """Concatenate checked episodes.
+
+        Raises:
+            DatasetError: There are none, or one of them differs from the specifications.
+        """
+        if not episodes:
+            raise DatasetError("the dataset holds no episodes to train on: collect some first (actlet collect).")
+        for episode in episodes:
+            episode.check(observation, action)
+        lengths = np.array([len(e) for e in episodes])
+        ends = np.cumsum(lengths) - 1
+        return cls(
+            images={c.name: np.concatenate([e.images[c.name] for e in episodes]) for c in observation.cameras},
+            state=np.concatenate([e.state for e in episodes]).astype(np.float32),
+            action=np.concatenate([e.action for e in episodes]).astype(np.float32),
+            episode=np.repeat(np.arange(len(episodes)), lengths),
+            last=np.repeat(ends, lengths),
+            waypoints=np.concatenate([_waypoints(e, action) for e in episodes]),
+            instructions=[e.instruction for e in episodes],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Frames]) -> Frames:
+        """Several tables as one; all or none must carry a teacher's distributions."""
+        offsets = np.cumsum([0, *(len(p) for p in parts)])
+        episode_offsets = np.cumsum([0, *(len(p.instructions) for p in parts)])
+        labelled = [p.distribution for p in parts if p.distribution is not None]
+        if labelled and len(labelled) != len(parts):
+            raise DatasetError(f"{len(labelled)} of {len(parts)} tables carry a teacher's distributions: label all of them or none.")
+        return cls(
+            images={name: np.concatenate([p.images[name] for p in parts]) for name in parts[0].images},
+            state=np.concatenate([p.state for p in parts]),
+            action=np.concatenate([p.action for p in parts]),
+            episode=np.concatenate([p.episode + o for p, o in zip(parts, episode_offsets, strict=False)]),
+            last=np.concatenate([p.last + o for p, o in zip(parts, offsets, strict=False)]),
+            waypoints=np.concatenate([p.waypoints for p in parts]),
+            instructions=[text for p in parts for text in p.instructions],
+            distribution=np.concatenate(labelled) if labelled else None,
+        )
+
+    def chunk_index(self, rows: NDArray[np.int64], horizon: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """For frames `rows` (B,): the frames whose actions form their chunks (B, H), and weights (B, H), 0 past the end."""
+        index = rows[:, None] + np.arange(horizon)[None]
+        last = self.last[rows][:, None]
+        return np.minimum(index, last), (index <= last).astype(np.float32)
+
+
+def _waypoints(episode: Episode, spec: ActionSpec) -> NDArray[np.float32]:
+    steps = len(episode)
+    flags = episode.action[:, spec.is_binary] > 0.5
+    changes = np.flatnonzero((flags[1:] != flags[:-1]).any(axis=1)) + 1 if flags.size else np.empty(0, np.int64)
+    moments = np.unique(np.append(changes, steps - 1))
+    following = np.searchsorted(moments, np.arange(steps), side="left")  # a moment is its own next
+    first = moments[np.minimum(following, len(moments) - 1)]
+    second = moments[np.minimum(following + 1, len(moments) - 1)]
+    return np.stack([episode.state[first] - episode.state, episode.state[second] - episode.state], axis=1).astype(np.float32)

@@ -1,0 +1,352 @@
+"""The teacher in RT-2's form: a vision-language model that answers with action tokens, one at a time.
+
+    "Q: what action should the robot take to put the red block on the yellow plate?"      (text, once per instruction)
+      └─ frozen language features ─ attention pooling ─ condition c of the vision
+    frames ─ frozen EfficientNet-Lite0 stages ─ FilmTrunk(c) ─ 4x4 tokens per camera
+    [text] [state] [vision ...] [" A:"] ─ SmolLM2 layers with LoRA ─ a0 ─ a1 ─ ... ─ a7     (8 tokens, causal)
+
+The K = 256 action tokens overwrite the least used words of the vocabulary, and decoding is constrained to them: the
+output is a softmax over their K embeddings (tied, as the language model ties its own), so a word can never become a
+motion. A continuous token is decoded as the expectation over its bins, rounded to a bin, and that bin's token is what
+the next one sees; a binary one as the more probable half.
+
+After Brohan et al. 2023 (RT-2). Differences: text comes before the pictures, so that its keys and values are computed
+once per instruction; the pictures are read in the light of the instruction, as in RT-1; LoRA instead of full
+fine-tuning, so that what is learned fits into 20 MB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from actlet.action_tokens import ActionTokenizer, ActionVocabulary
+from actlet.errors import CheckpointError
+from actlet.protocols import ActionChunk, Observation
+from actlet.specs import PolicySpec
+from actlet.storage import read_json, write_bytes, write_json
+from distill.backbones import VISION_CHANNELS, VisionFeatures, load_language_model
+from distill.film_cnn import FilmBlock, FilmTrunk
+from distill.student import _ordinal_embedding
+
+__all__ = ["Rt2Teacher", "TeacherConfig", "load_teacher", "save_teacher"]
+
+SCHEMA_VERSION = 1
+PROMPT = "Q: what action should the robot take to {instruction}?"
+ANSWER = " A:"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The shape of the network."""
+
+    layers: int = 8
+    """Layers of the language model that are kept, of 30."""
+    lora_rank: int = 16
+    channels: tuple[int, ...] = (96, 128, 192)
+    blocks: tuple[int, ...] = (1, 2, 2)
+    condition_dim: int = 256
+    pooling_queries: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+
+
+class Rt2Teacher(nn.Module):
+    """See the module's docstring. One action per answer: its specification has a horizon of 1."""
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        tokenizer: ActionTokenizer,
+        vocabulary_ids: NDArray[np.int64] | None = None,
+        config: TeacherConfig | None = None,
+        *,
+        state_mean: NDArray[np.float32] | None = None,
+        state_std: NDArray[np.float32] | None = None,
+    ) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        super().__init__()
+        self.spec, self.tokenizer, self.config = spec, tokenizer, config or TeacherConfig()
+        c = self.config
+        language, self._text_tokenizer = load_language_model(c.layers)
+        width = language.config.hidden_size
+        counts = np.zeros(language.config.vocab_size, np.int64)
+        special = self._text_tokenizer.all_special_ids
+        ids = ActionVocabulary.least_used(counts, bins=tokenizer.bins, forbidden=special).ids if vocabulary_ids is None else vocabulary_ids
+        self.vocabulary = ActionVocabulary(ids, language.config.vocab_size)
+        lora = LoraConfig(
+            r=c.lora_rank,
+            lora_alpha=2 * c.lora_rank,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        )
+        self.language = inject_adapter_in_model(lora, language)
+        self.features = VisionFeatures()
+        self.vision = nn.ModuleList(_CameraTokens(c, width) for _ in spec.observation.cameras)
+        self.pooling = _AttentionPooling(width, c.pooling_queries, c.condition_dim)
+        state_dim = spec.observation.state_dim
+        self.state_layer = nn.Sequential(nn.Linear(state_dim, 128), nn.ReLU(), nn.Linear(128, width))
+        scale = float(language.embed_tokens.weight.std())
+        ordinal = _ordinal_embedding(tokenizer.bins, width)
+        self.action_tokens = nn.Parameter(ordinal / ordinal.std() * scale)  # (K, width), the overwritten embeddings
+        self.output_scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("state_mean", torch.as_tensor(np.zeros(state_dim) if state_mean is None else state_mean, dtype=torch.float32))
+        self.register_buffer("state_std", torch.as_tensor(np.ones(state_dim) if state_std is None else state_std, dtype=torch.float32))
+        self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
+        self.register_buffer("answer_ids", torch.tensor(self._text_tokenizer(ANSWER)["input_ids"]), persistent=False)
+        self._texts: dict[str, _Text] = {}
+
+    # -- what is computed once per instruction ------------------------------------------------------------------------
+
+    def texts(self, instructions: Sequence[str]) -> _Text:
+        """Token ids and frozen language features of a batch of instructions, padded on the right; cached per instruction."""
+        for instruction in dict.fromkeys(instructions):
+            if instruction not in self._texts:
+                ids = torch.tensor([self._text_tokenizer(PROMPT.format(instruction=instruction))["input_ids"]])
+                with torch.inference_mode(False), torch.no_grad(), self._without_adapter():
+                    hidden = self.language(inputs_embeds=self.language.embed_tokens(ids), use_cache=False).last_hidden_state
+                self._texts[instruction] = _Text(ids, hidden, torch.ones_like(ids))
+        rows = [self._texts[instruction] for instruction in instructions]
+        length = max(row.ids.shape[1] for row in rows)
+        pad = [(0, length - row.ids.shape[1]) for row in rows]
+        return _Text(
+            torch.cat([nn.functional.pad(row.ids, p) for row, p in zip(rows, pad, strict=True)]),
+            torch.cat([nn.functional.pad(row.hidden, (0, 0, *p)) for row, p in zip(rows, pad, strict=True)]),
+            torch.cat([nn.functional.pad(row.mask, p) for row, p in zip(rows, pad, strict=True)]),
+        )
+
+    @contextlib.contextmanager
+    def _without_adapter(self) -> Any:
+        from peft.tuners.lora import LoraLayer
+
+        adapted = [module for module in self.language.modules() if isinstance(module, LoraLayer)]
+        for module in adapted:
+            module.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for module in adapted:
+                module.enable_adapters(True)
+
+    # -- the network --------------------------------------------------------------------------------------------------
+
+    def see(self, maps: Sequence[tuple[Tensor, Tensor]], condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Frozen maps of each camera, condition (B, D) -> tokens (B, cameras * 16, width), their raw features (B, F)."""
+        tokens, raw = zip(*(camera(*pair, condition) for camera, pair in zip(self.vision, maps, strict=True)), strict=True)
+        return torch.cat(tokens, dim=1), torch.cat(raw, dim=1)
+
+    def condition(self, text: _Text) -> Tensor:
+        """(U, D): what the vision is told about each instruction."""
+        return self.pooling(text.hidden, text.mask)
+
+    def forward(
+        self, maps: Sequence[tuple[Tensor, Tensor]], state: Tensor, instructions: Sequence[str], which: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Teacher-forced logits, for training.
+
+        Args:
+            maps: Frozen vision maps of each camera, batch B.
+            state: (B, S), physical units.
+            instructions: U different instructions.
+            which: int64 (B,), the instruction of each row.
+            tokens: int64 (B, A), the true bins; token d is predicted from tokens 0 .. d-1.
+
+        Returns:
+            logits (B, A, K), raw vision features (B, F), condition (B, D).
+        """
+        text = self.texts(instructions)
+        condition = self.condition(text)[which]
+        seen, raw = self.see(maps, condition)
+        prefix = self._prefix(text, which)
+        embedded = torch.cat([self._prompt(seen, state), self.action_tokens[tokens[:, :-1]]], dim=1)
+        hidden = self._continue(prefix, embedded)
+        return self._logits(hidden[:, -tokens.shape[1] :]), raw, condition
+
+    def _prompt(self, seen: Tensor, state: Tensor) -> Tensor:
+        state_token = self.state_layer((state - self.state_mean) / self.state_std)[:, None]
+        answer = self.language.embed_tokens(self.answer_ids)[None].expand(len(state), -1, -1)
+        return torch.cat([state_token, seen, answer], dim=1)
+
+    def _prefix(self, text: _Text, which: Tensor) -> _Prefix:
+        output = self.language(inputs_embeds=self.language.embed_tokens(text.ids), attention_mask=text.mask, use_cache=True)
+        cache = output.past_key_values
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[which], layer.values[which]
+        return _Prefix(cache, text.mask[which])
+
+    def _continue(self, prefix: _Prefix, embedded: Tensor) -> Tensor:
+        batch, new = embedded.shape[:2]
+        mask = torch.cat([prefix.mask, prefix.mask.new_ones(batch, new)], dim=1)
+        positions = (mask.cumsum(1) - 1)[:, -new:]
+        output = self.language(
+            inputs_embeds=embedded, attention_mask=mask, position_ids=positions, past_key_values=prefix.cache, use_cache=True
+        )
+        prefix.mask = mask
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return torch.matmul(hidden, self.action_tokens.T) * self.output_scale
+
+    # -- decoding -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def action_distribution(self, observations: Sequence[Observation], instructions: Sequence[str]) -> NDArray[np.float32]:
+        """float32 (B, A, K): decode token by token, each from the tokens decoded before it; see `actlet.protocols.Teacher`."""
+        self.eval()
+        state = torch.from_numpy(np.stack([o.state for o in observations]).astype(np.float32))
+        maps = [self.features(torch.from_numpy(np.stack([o.images[c.name] for o in observations]))) for c in self.spec.observation.cameras]
+        unique = list(dict.fromkeys(instructions))
+        which = torch.tensor([unique.index(instruction) for instruction in instructions])
+        text = self.texts(unique)
+        seen, _ = self.see(maps, self.condition(text)[which])
+        prefix = self._prefix(text, which)
+        hidden = self._continue(prefix, self._prompt(seen, state))[:, -1:]
+        answers = []
+        for dimension in range(self.spec.action.dim):
+            probabilities = torch.softmax(self._logits(hidden)[:, 0], dim=-1)  # (B, K)
+            answers.append(probabilities)
+            if dimension + 1 < self.spec.action.dim:
+                hidden = self._continue(prefix, self.action_tokens[self._choose(probabilities, dimension)][:, None])
+        return torch.stack(answers, dim=1).numpy()
+
+    def _choose(self, probabilities: Tensor, dimension: int) -> Tensor:
+        """(B, K) -> int64 (B,): the bin that is emitted."""
+        bins = probabilities.shape[-1]
+        expectation = (probabilities * torch.arange(bins)).sum(-1)
+        if self.is_binary[dimension]:
+            return torch.where(expectation > (bins - 1) / 2, bins - 1, 0)
+        return expectation.round().long()
+
+    def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
+        """Chunks of one action; see `actlet.protocols.Policy`."""
+        probabilities = torch.from_numpy(self.action_distribution(observations, instructions))
+        chosen = torch.stack([self._choose(probabilities[:, d], d) for d in range(self.spec.action.dim)], dim=1)
+        ids = self.vocabulary.encode(chosen.numpy())  # what a language model emits; decoding refuses anything else
+        actions = self.tokenizer.decode(self.vocabulary.decode(ids))
+        actions = np.clip(actions, np.float32(self.spec.action.low), np.float32(self.spec.action.high))
+        entropy = -(probabilities * (probabilities + 1e-9).log()).sum(-1).mean(-1) / np.log(self.tokenizer.bins)
+        return [ActionChunk(a[None], np.float32([1.0 - e])) for a, e in zip(actions, entropy.numpy(), strict=True)]
+
+
+@dataclasses.dataclass
+class _Text:
+    ids: Tensor
+    hidden: Tensor
+    mask: Tensor
+
+
+@dataclasses.dataclass
+class _Prefix:
+    cache: Any
+    mask: Tensor
+
+
+class _CameraTokens(nn.Module):
+    """Maps at 1/4 and 1/8 of a frame's size -> a 4x4 grid of tokens."""
+
+    def __init__(self, config: TeacherConfig, width: int) -> None:
+        super().__init__()
+        fine, coarse = VISION_CHANNELS
+        self.down = FilmBlock(fine, 64, config.condition_dim, stride=2)
+        self.trunk = FilmTrunk(64 + coarse, config.channels, config.condition_dim, config.blocks, first_stride=1)
+        self.grid = nn.AdaptiveAvgPool2d(4)
+        self.project = nn.Linear(self.trunk.channels_out, width)
+        self.position = nn.Parameter(torch.randn(16, width) * 0.02)
+
+    def forward(self, fine: Tensor, coarse: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([self.down(fine, condition), coarse], dim=1)
+        x = self.grid(self.trunk(x, condition)).flatten(2).transpose(1, 2)  # (B, 16, C)
+        return self.project(x) + self.position, x.flatten(1)
+
+
+class _AttentionPooling(nn.Module):
+    """A few learned questions to a sequence of language features."""
+
+    def __init__(self, width: int, queries: int, dim: int) -> None:
+        super().__init__()
+        self.normalise = nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(queries, width) * 0.05)
+        self.mix = nn.Sequential(nn.Linear(queries * width, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """(U, L, width), (U, L) -> (U, dim)."""
+        x = self.normalise(hidden)
+        scores = (x @ self.queries.T).masked_fill(mask[..., None] == 0, float("-inf"))  # (U, L, Q)
+        return self.mix((scores.softmax(1).transpose(1, 2) @ x).flatten(1))
+
+
+def _own_weights(teacher: Rt2Teacher) -> dict[str, Tensor]:
+    """All that was trained: everything but the frozen backbones."""
+    frozen = {name for name, p in teacher.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in teacher.state_dict().items() if name not in frozen and not name.startswith("features.")}
+
+
+def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) -> None:
+    """Write config.json and adapter.safetensors (float16) into a folder that exists."""
+    write_json(
+        folder / "config.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "rt2-teacher",
+            "spec": teacher.spec.to_dict(),
+            "tokenizer": teacher.tokenizer.to_dict(),
+            "architecture": dataclasses.asdict(teacher.config),
+            "action_token_ids": teacher.vocabulary.ids.tolist(),
+            "backbones": {"language": "SmolLM2-135M-Instruct", "vision": "EfficientNet-Lite0"},
+            "lineage": lineage,
+        },
+    )
+    weights = {
+        name: value.to(torch.float16).contiguous() if value.is_floating_point() else value.contiguous()
+        for name, value in _own_weights(teacher).items()
+    }
+    write_bytes(folder / "adapter.safetensors", save(weights))
+
+
+def load_teacher(folder: str | Path) -> Rt2Teacher:
+    """Load a teacher checkpoint in evaluation mode.
+
+    Raises:
+        CheckpointError: The folder is missing, incomplete, or of another kind or version.
+        MissingExtraError: The packages that carry the pretrained parts are not installed.
+    """
+    folder = Path(folder)
+    for file in (folder / "config.json", folder / "adapter.safetensors"):
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing: {folder} is not a teacher checkpoint. Make one with: actlet teach --data … --out {folder}"
+            )
+    try:
+        config = read_json(folder / "config.json")
+        if (config.get("schema_version"), config.get("kind")) != (SCHEMA_VERSION, "rt2-teacher"):
+            raise CheckpointError(
+                f"{folder}: kind {config.get('kind')!r}, version {config.get('schema_version')!r}; expected 'rt2-teacher', {SCHEMA_VERSION}."
+            )
+        teacher = Rt2Teacher(
+            PolicySpec.from_dict(config["spec"]),
+            ActionTokenizer.from_dict(config["tokenizer"]),
+            np.array(config["action_token_ids"], np.int64),
+            TeacherConfig(**config["architecture"]),
+        )
+        weights = {
+            name: value.float() if value.is_floating_point() else value for name, value in load_file(folder / "adapter.safetensors").items()
+        }
+        missing = sorted(set(_own_weights(teacher)) ^ set(weights))
+        if missing:
+            raise CheckpointError(f"{folder}: weights {missing[:5]} are missing or unknown; the checkpoint is not of this architecture.")
+        teacher.load_state_dict(weights, strict=False)
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{folder} cannot be read as a teacher checkpoint: {error}. Copy it again, or train it again.") from error
+    return teacher.eval()

@@ -1,0 +1,254 @@
+"""The student: one forward pass from camera frames, state and instruction vector to a whole action chunk.
+
+    frames (B, h, w, 3) uint8 ─ pool, normalise ─ FilmTrunk per camera ─ 1x1 convolution ─ flatten ─┐
+    state (B, S) ─ normalise ─ linear ──────────────────────────────────────────────────────────────┼─ linear ─ tokens
+    instruction (B, 384) ─ linear ─ condition of every block ───────────────────────────────────────┘
+
+The head answers, for each of H steps and A dimensions, a distribution over K = 256 bins: all tokens of RT-2's action
+at once instead of one at a time. It is factored, logits[h, a, k] = query[h, a] . bin[a, k] with vectors of rank R, since
+a full layer of H * A * K outputs would be three quarters of the network.
+
+Decoding is part of the network: the expectation over the bins of a continuous dimension (an argmax over 256 bins that
+are close in probability jumps; measured in docs/lessons.md), the more probable half of a binary one. The result is in
+physical units, inside the bounds of the tokenizer and the limits of the action specification.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from actlet.action_tokens import ActionTokenizer
+from actlet.errors import CheckpointError, SpecError
+from actlet.protocols import ActionChunk, Observation
+from actlet.specs import PolicySpec
+from actlet.storage import read_json
+from distill.film_cnn import FilmTrunk
+from distill.text_encoder import load_text_encoder
+
+__all__ = ["SCHEMA_VERSION", "Student", "StudentConfig", "StudentOutput", "StudentPolicy", "load_student"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The shape of the network. The default has about 1.7 M parameters for two cameras."""
+
+    image_px: int = 64
+    """The longer side of a frame is pooled down to about this many pixels, by a whole factor."""
+    channels: tuple[int, ...] = (32, 64, 96)
+    blocks: tuple[int, ...] = (1, 2, 3)
+    condition_dim: int = 128
+    instruction_dim: int = 384
+    squeeze_channels: int = 24
+    """Channels that are kept per position before the picture is flattened."""
+    features: int = 256
+    token_rank: int = 32
+    """R, the rank of the factored token head."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if len(self.channels) != len(self.blocks) or min(self.channels + self.blocks) < 1:
+            raise SpecError(f"student: channels {self.channels} and blocks {self.blocks}: give one positive number of each per stage.")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentOutput:
+    """What the network says before decoding."""
+
+    logits: Tensor
+    """(B, H, A, K)."""
+    waypoints: Tensor
+    """(B, 2, S): normalised state change to the next two key moments of the demonstration; used in training only."""
+
+
+class Student(nn.Module):
+    """See the module's docstring.
+
+    Args:
+        spec: What it sees and commands.
+        tokenizer: Bounds of the bins.
+        config: The shape of the network.
+        state_mean: float32 (S,) of the training data.
+        state_std: float32 (S,) of the training data.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        tokenizer: ActionTokenizer,
+        config: StudentConfig | None = None,
+        *,
+        state_mean: np.ndarray | None = None,
+        state_std: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec, self.tokenizer, self.config = spec, tokenizer, config or StudentConfig()
+        c, state_dim = self.config, spec.observation.state_dim
+        self.condition = nn.Sequential(
+            nn.Linear(c.instruction_dim, c.condition_dim), nn.ReLU(), nn.Linear(c.condition_dim, c.condition_dim), nn.ReLU()
+        )
+        self.trunks, self.squeezes = nn.ModuleList(), nn.ModuleList()
+        self.pooling: list[int] = []
+        for camera in spec.observation.cameras:
+            factor = max(1, round(max(camera.height, camera.width) / c.image_px))
+            self.pooling.append(factor)
+            trunk = FilmTrunk(3, c.channels, c.condition_dim, c.blocks)
+            height, width = camera.height // factor, camera.width // factor
+            for _ in c.channels:
+                height, width = math.ceil(height / 2), math.ceil(width / 2)
+            self.trunks.append(trunk)
+            self.squeezes.append(
+                nn.Sequential(
+                    nn.Conv2d(trunk.channels_out, c.squeeze_channels, 1),
+                    nn.ReLU(),
+                    nn.Flatten(),
+                    nn.Linear(c.squeeze_channels * height * width, c.features),
+                    nn.ReLU(),
+                )
+            )
+        self.state_layer = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU())
+        joint = c.features * len(self.trunks) + 64 + c.condition_dim
+        self.mix = nn.Sequential(nn.Linear(joint, c.features), nn.ReLU(), nn.Linear(c.features, c.features), nn.ReLU())
+        horizon, dim, rank = spec.timing.horizon, spec.action.dim, c.token_rank
+        self.queries = nn.Linear(c.features, horizon * dim * rank)
+        self.bins = nn.Parameter(_ordinal_embedding(tokenizer.bins, rank).repeat(dim, 1, 1))  # (A, K, R)
+        self.waypoints = nn.Linear(c.features, 2 * state_dim)
+        mean = np.zeros(state_dim, np.float32) if state_mean is None else state_mean
+        std = np.ones(state_dim, np.float32) if state_std is None else state_std
+        self.register_buffer("state_mean", torch.as_tensor(mean, dtype=torch.float32))
+        self.register_buffer("state_std", torch.as_tensor(std, dtype=torch.float32))
+        self.register_buffer("centres", torch.as_tensor(tokenizer.centres()), persistent=False)
+        self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
+        self.register_buffer("low", torch.tensor(spec.action.low), persistent=False)
+        self.register_buffer("high", torch.tensor(spec.action.high), persistent=False)
+
+    def forward(self, images: Sequence[Tensor], state: Tensor, instruction: Tensor) -> StudentOutput:
+        """Run the network.
+
+        Args:
+            images: One uint8 (B, h, w, 3) per camera, in the order of the specification.
+            state: float32 (B, S), physical units.
+            instruction: float32 (B, 384), unit norm.
+        """
+        condition = self.condition(instruction)
+        seen = []
+        for frames, trunk, squeeze, factor in zip(images, self.trunks, self.squeezes, self.pooling, strict=True):
+            x = frames.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, h, w)
+            if factor > 1:
+                x = nn.functional.avg_pool2d(x, factor)
+            seen.append(squeeze(trunk(x * (1 / 127.5) - 1.0, condition)))
+        seen.append(self.state_layer((state - self.state_mean) / self.state_std))
+        features = self.mix(torch.cat([*seen, condition], dim=1))  # (B, F)
+        horizon, dim = self.spec.timing.horizon, self.spec.action.dim
+        queries = self.queries(features).unflatten(1, (horizon, dim, self.config.token_rank))  # (B, H, A, R)
+        logits = torch.matmul(queries.transpose(1, 2), self.bins.transpose(1, 2)).transpose(1, 2)  # (B, H, A, K)
+        return StudentOutput(logits, self.waypoints(features).unflatten(1, (2, -1)))
+
+    def decode(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """logits (B, H, A, K) -> actions (B, H, A) in physical units, confidence (B, H) in [0, 1]."""
+        probabilities = torch.softmax(logits, dim=-1)
+        expectation = (probabilities * self.centres).sum(-1)  # (B, H, A)
+        actions = torch.where(self.is_binary, (expectation > 0.5).to(torch.float32), expectation)
+        actions = torch.minimum(torch.maximum(actions, self.low), self.high)
+        entropy = -(probabilities * torch.log(probabilities + 1e-9)).sum(-1)  # (B, H, A), in nats
+        confidence = 1.0 - entropy.mean(-1) * (1.0 / math.log(self.tokenizer.bins))
+        return actions, confidence.clamp(0.0, 1.0)
+
+    def exportable(self) -> nn.Module:
+        """The network with decoding, taking one positional tensor per input: what policy.onnx holds."""
+        return _Exportable(self)
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable numbers in the network."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class _Exportable(nn.Module):
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(frames of each camera …, state, instruction) -> (actions (1, H, A), confidence (1, H))."""
+        *images, state, instruction = inputs
+        actions, confidence = self.student.decode(self.student(images, state, instruction).logits)
+        return actions, confidence
+
+
+def _ordinal_embedding(bins: int, rank: int) -> Tensor:
+    """(K, R): smooth in the bin's number, so that neighbouring bins start out alike."""
+    position = torch.linspace(-1, 1, bins)[:, None]
+    frequency = torch.linspace(0.5, 6.0, rank // 2)[None] * math.pi / 2
+    return torch.cat([torch.sin(position * frequency), torch.cos(position * frequency)], dim=1) / math.sqrt(rank / 2)
+
+
+class StudentPolicy:
+    """A student in torch as a `Policy`: for evaluation during training; the robot runs the exported bundle."""
+
+    def __init__(self, student: Student) -> None:
+        self.student = student.eval()
+        self.spec = student.spec
+        self._text = load_text_encoder()
+
+    @torch.inference_mode()
+    def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
+        """One chunk per observation; see `actlet.protocols.Policy`."""
+        images = [torch.from_numpy(np.stack([o.images[camera.name] for o in observations])) for camera in self.spec.observation.cameras]
+        state = torch.from_numpy(np.stack([o.state for o in observations]).astype(np.float32))
+        instruction = torch.from_numpy(self._text.encode(list(instructions)))
+        actions, confidence = self.student.decode(self.student(images, state, instruction).logits)
+        return [ActionChunk(a, c) for a, c in zip(actions.numpy(), confidence.numpy(), strict=True)]
+
+
+def student_config_json(student: Student, *, lineage: dict[str, Any], sample_instructions: Sequence[str]) -> dict[str, Any]:
+    """What a student checkpoint's config.json holds."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "student",
+        "spec": student.spec.to_dict(),
+        "tokenizer": student.tokenizer.to_dict(),
+        "architecture": dataclasses.asdict(student.config),
+        "text_encoder": "all-MiniLM-L6-v2",
+        "sample_instructions": list(sample_instructions),
+        "lineage": lineage,
+    }
+
+
+def load_student(folder: str | Path) -> Student:
+    """Load a student checkpoint in evaluation mode.
+
+    Raises:
+        CheckpointError: The folder is missing, incomplete, of another kind or version.
+    """
+    folder = Path(folder)
+    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing: {folder} is not a student checkpoint. Make one with: actlet distill --data … --out {folder}"
+            )
+    try:
+        config = read_json(config_file)
+        if (config.get("schema_version"), config.get("kind")) != (SCHEMA_VERSION, "student"):
+            raise CheckpointError(
+                f"{config_file}: kind {config.get('kind')!r}, version {config.get('schema_version')!r}; expected 'student', {SCHEMA_VERSION}."
+            )
+        student = Student(
+            PolicySpec.from_dict(config["spec"]), ActionTokenizer.from_dict(config["tokenizer"]), StudentConfig(**config["architecture"])
+        )
+        student.load_state_dict(load_file(weights_file))
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{folder} cannot be read as a student checkpoint: {error}. Copy it again, or distill it again.") from error
+    return student.eval()
