@@ -1,8 +1,8 @@
 """Frozen dataclasses as plain JSON types and back, strictly.
 
 What is read back is what the fields' types say, or an error that names the place: an unknown key, a missing key, a string
-where a number belongs, a float where a count belongs. Nothing is converted, guessed or filled in, except that JSON's lists
-become tuples and its whole numbers may stand for floats.
+where a number belongs, a float where a count belongs. Nothing is converted or guessed, except that JSON's lists become tuples
+and its whole numbers may stand for floats. Only a field with a default may be absent: one that a later version added.
 
 Understood field types: str, bool, int, float, Literal, `X | None`, tuple[X, ...], dict[str, X], and
 classes with `to_dict` and `from_dict` (other PlainJson classes, and ActionTokenizer, which holds arrays).
@@ -44,12 +44,13 @@ class PlainJson:
         where = where or cls.__name__
         if not isinstance(data, dict):
             raise SpecError(f"{where}: got {_shown(data)}, expected an object with named fields.")
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown, missing = sorted(set(data) - known, key=str), sorted(known - set(data))
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        known, required = {field.name for field in fields}, {field.name for field in fields if field.default is dataclasses.MISSING}
+        unknown, missing = sorted(set(data) - known, key=str), sorted(required - set(data))
         if unknown or missing:
             raise SpecError(f"{where}: unknown keys {unknown}, missing keys {missing}; expected exactly {sorted(known)}.")
         hints = typing.get_type_hints(cls)
-        return cls(**{name: _value(hints[name], data[name], f"{where}.{name}") for name in sorted(known)})
+        return cls(**{name: _value(hints[name], data[name], f"{where}.{name}") for name in sorted(data)})
 
 
 def _plain(value: Any) -> Any:

@@ -21,6 +21,7 @@ from actlet.plain import PlainJson
 __all__ = ["ActionSpec", "CameraSpec", "ObservationSpec", "PolicySpec", "TimingSpec", "require_same"]
 
 Kind = Literal["continuous", "binary"]
+Hold = Literal["zero", "last"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,11 +104,15 @@ class ActionSpec(PlainJson):
     """Largest value the robot may be told, per dimension."""
     frame: str
     """The frame in which the motion is expressed, such as "base", or "joint"."""
+    hold: tuple[Hold, ...] | None = None
+    """How to stand still, per dimension: "zero" for displacements, velocities and terminate, "last" (command again what was
+    commanded last) for positions, openings and flags. None where it is not known; a robot must say it, a dataset may not."""
 
     def __post_init__(self) -> None:
-        for field in ("names", "units", "kinds", "low", "high"):
+        fields = ("names", "units", "kinds", "low", "high", *(("hold",) if self.hold is not None else ()))
+        for field in fields:
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        lengths = {field: len(getattr(self, field)) for field in ("names", "units", "kinds", "low", "high")}
+        lengths = {field: len(getattr(self, field)) for field in fields}
         if len(set(lengths.values())) != 1 or not self.names:
             raise SpecError(f"action: fields of different or zero length {lengths}: give one entry per dimension.")
         if len(set(self.names)) != len(self.names):
@@ -119,6 +124,11 @@ class ActionSpec(PlainJson):
                 raise SpecError(f"action {name!r}: limits [{low}, {high}], expected finite numbers with low < high.")
             if kind == "binary" and (low, high) != (0.0, 1.0):
                 raise SpecError(f"action {name!r}: a binary dimension has the limits [0, 1], got [{low}, {high}].")
+        for name, hold, low, high in zip(self.names, self.hold or (), self.low, self.high, strict=False):
+            if hold not in ("zero", "last"):
+                raise SpecError(f"action {name!r}: hold {hold!r}, expected 'zero' or 'last'.")
+            if hold == "zero" and not low <= 0 <= high:
+                raise SpecError(f"action {name!r}: cannot hold with zero, which is outside its limits [{low}, {high}]; use 'last'.")
 
     @property
     def dim(self) -> int:
@@ -177,7 +187,7 @@ class PolicySpec(PlainJson):
 
 
 def require_same(ours: PlainJson, theirs: PlainJson, *, what: str) -> None:
-    """Refuse two specifications that differ, and name every difference.
+    """Refuse two specifications that differ, and name every difference. What ours leaves open (None) may be anything.
 
     Args:
         ours: The specification that is needed, such as the bundle's.
@@ -197,4 +207,4 @@ def _differences(ours: Any, theirs: Any, path: str) -> list[str]:
         return [d for key in ours for d in _differences(ours[key], theirs.get(key), f"{path}.{key}" if path else key)]
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
         return [d for i, pair in enumerate(zip(ours, theirs, strict=True)) for d in _differences(*pair, f"{path}[{i}]")]
-    return [] if ours == theirs else [f"{path} is {theirs!r}, expected {ours!r}"]
+    return [] if ours is None or ours == theirs else [f"{path} is {theirs!r}, expected {ours!r}"]

@@ -62,6 +62,7 @@ ACTION_SPEC = ActionSpec(
     low=(0.0, -0.05, -0.05, -0.05, -0.3, -0.3, -0.3, 0.0),
     high=(1.0, 0.05, 0.05, 0.05, 0.3, 0.3, 0.3, 1.0),
     frame="base",
+    hold=("zero", "zero", "zero", "zero", "zero", "zero", "zero", "last"),
 )
 
 

@@ -26,6 +26,7 @@ TINY_SPEC = PolicySpec(
         low=(0, -0.05, -0.05, 0),
         high=(1, 0.05, 0.05, 1),
         frame="base",
+        hold=("zero", "zero", "zero", "last"),
     ),
     timing=TimingSpec(rate_hz=10, horizon=6, execute_steps=3, max_delay_steps=2),
 )
