@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -82,10 +82,10 @@ def fit(
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay), use_buffers=True)
     prepared, optimizer = accelerator.prepare(module, optimizer)
     accelerator.register_for_checkpointing(average)
-    step = _resume(accelerator, state_folder, log_file)
+    first = _resume(accelerator, state_folder, log_file)
     saved_at = started = time.monotonic()
-    progress = tqdm(total=config.steps, initial=step, desc=label, unit="step", disable=not accelerator.is_main_process, mininterval=2.0)
-    for step in _steps(step, config.steps):
+    progress = tqdm(total=config.steps, initial=first, desc=label, unit="step", disable=not accelerator.is_main_process, mininterval=2.0)
+    for step in range(first, config.steps):
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
             group["lr"] = scale * _learning_rate(step, config)
         generator = torch.Generator().manual_seed((config.seed << 32) + step * accelerator.num_processes + accelerator.process_index)
@@ -111,12 +111,10 @@ def fit(
             _save(accelerator, state_folder, step + 1)
             saved_at = time.monotonic()
     progress.close()
+    if first < config.steps:
+        _save(accelerator, state_folder, config.steps)
     trained: nn.Module = average.module
     return trained.eval()
-
-
-def _steps(first: int, total: int) -> Iterator[int]:
-    yield from range(first, total)
 
 
 def _learning_rate(step: int, config: FitConfig) -> float:

@@ -41,6 +41,8 @@ class Frames:
     """(N, 2, S), state change to the next two key moments."""
     instructions: list[str]
     """E instructions."""
+    by_expert: NDArray[np.bool_]
+    """(N,), True where `action` is a demonstration's label, False where a student drove and only a teacher knows better."""
     distribution: NDArray[np.float16] | None = None
     """(N, A, K), the teacher's answer for each frame, or None."""
 
@@ -48,8 +50,10 @@ class Frames:
         return len(self.state)
 
     @classmethod
-    def from_episodes(cls, episodes: Sequence[Episode], observation: ObservationSpec, action: ActionSpec) -> Frames:
-        """Concatenate checked episodes.
+    def from_episodes(
+        cls, episodes: Sequence[Episode], observation: ObservationSpec, action: ActionSpec, *, by_expert: bool = True
+    ) -> Frames:
+        """Concatenate checked episodes; `by_expert` is False for episodes that a student drove.
 
         Raises:
             DatasetError: There are none, or one of them differs from the specifications.
@@ -68,6 +72,7 @@ class Frames:
             last=np.repeat(ends, lengths),
             waypoints=np.concatenate([_waypoints(e, action) for e in episodes]),
             instructions=[e.instruction for e in episodes],
+            by_expert=np.full(int(lengths.sum()), by_expert),
         )
 
     @classmethod
@@ -86,6 +91,7 @@ class Frames:
             last=np.concatenate([p.last + o for p, o in zip(parts, offsets, strict=False)]),
             waypoints=np.concatenate([p.waypoints for p in parts]),
             instructions=[text for p in parts for text in p.instructions],
+            by_expert=np.concatenate([p.by_expert for p in parts]),
             distribution=np.concatenate(labelled) if labelled else None,
         )
 

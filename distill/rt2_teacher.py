@@ -33,7 +33,7 @@ from actlet.action_tokens import ActionTokenizer, ActionVocabulary
 from actlet.errors import CheckpointError
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
-from actlet.storage import read_json, write_bytes, write_json
+from actlet.storage import read_json, sha256, write_bytes, write_json
 from distill.backbones import VISION_CHANNELS, VisionFeatures, load_language_model
 from distill.film_cnn import FilmBlock, FilmTrunk
 from distill.student import _ordinal_embedding
@@ -106,6 +106,8 @@ class Rt2Teacher(nn.Module):
         self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
         self.register_buffer("answer_ids", torch.tensor(self._text_tokenizer(ANSWER)["input_ids"]), persistent=False)
         self._texts: dict[str, _Text] = {}
+        self.content_hash = ""
+        """SHA-256 of the checkpoint's weights, empty before it is loaded from one."""
 
     # -- what is computed once per instruction ------------------------------------------------------------------------
 
@@ -299,7 +301,7 @@ def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) 
         folder / "config.json",
         {
             "schema_version": SCHEMA_VERSION,
-            "kind": "rt2-teacher",
+            "kind": "teacher",
             "spec": teacher.spec.to_dict(),
             "tokenizer": teacher.tokenizer.to_dict(),
             "architecture": dataclasses.asdict(teacher.config),
@@ -330,9 +332,9 @@ def load_teacher(folder: str | Path) -> Rt2Teacher:
             )
     try:
         config = read_json(folder / "config.json")
-        if (config.get("schema_version"), config.get("kind")) != (SCHEMA_VERSION, "rt2-teacher"):
+        if (config.get("schema_version"), config.get("kind")) != (SCHEMA_VERSION, "teacher"):
             raise CheckpointError(
-                f"{folder}: kind {config.get('kind')!r}, version {config.get('schema_version')!r}; expected 'rt2-teacher', {SCHEMA_VERSION}."
+                f"{folder}: kind {config.get('kind')!r}, version {config.get('schema_version')!r}; expected 'teacher', {SCHEMA_VERSION}."
             )
         teacher = Rt2Teacher(
             PolicySpec.from_dict(config["spec"]),
@@ -347,6 +349,7 @@ def load_teacher(folder: str | Path) -> Rt2Teacher:
         if missing:
             raise CheckpointError(f"{folder}: weights {missing[:5]} are missing or unknown; the checkpoint is not of this architecture.")
         teacher.load_state_dict(weights, strict=False)
+        teacher.content_hash = sha256(folder / "adapter.safetensors")
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise CheckpointError(f"{folder} cannot be read as a teacher checkpoint: {error}. Copy it again, or train it again.") from error
     return teacher.eval()

@@ -23,10 +23,11 @@ from tqdm.auto import tqdm
 from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
 from actlet.specs import PolicySpec, TimingSpec
-from actlet.storage import new_folder, write_json
+from actlet.storage import new_folder, write_bytes
 from distill.fit import FitConfig, fit
 from distill.frames import Frames
 from distill.losses import gaussian_labels, token_cross_entropy
+from distill.model_card import teacher_card
 from distill.rt2_teacher import Rt2Teacher, TeacherConfig, save_teacher
 from distill.student import _ordinal_embedding
 
@@ -49,7 +50,7 @@ class TeachConfig:
     auxiliary_weight: float = 0.3
     """Weight of the vision's own head in the second stage."""
     seed: int = 0
-    architecture: TeacherConfig = TeacherConfig()
+    architecture: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
 
 
 class _Training(nn.Module):
@@ -119,7 +120,7 @@ def teach_on_frames(
     tokenizer = ActionTokenizer.fit(frames.action, spec.action)
     teacher = Rt2Teacher(spec, tokenizer, config=config.architecture, state_mean=frames.state.mean(0), state_std=frames.state.std(0) + 1e-3)
     maps = {camera.name: _frozen_maps(teacher, frames.images[camera.name], camera.name) for camera in spec.observation.cameras}
-    module = _Training(teacher)
+    module = _Training(teacher).to(memory_format=torch.channels_last)  # a fifth faster on a processor
     bins = torch.from_numpy(tokenizer.encode(frames.action))
     is_binary = torch.from_numpy(spec.action.is_binary)
     state = torch.from_numpy(frames.state)
@@ -174,6 +175,7 @@ def teach_on_frames(
     with new_folder(out, overwrite=overwrite) as partial:
         save_teacher(trained.teacher, partial, lineage=lineage)
         shutil.copy(log, partial / "train_log.jsonl")
+        write_bytes(partial / "README.md", teacher_card(trained.teacher, lineage).encode())
     shutil.rmtree(work, ignore_errors=True)
     return out
 
@@ -190,3 +192,43 @@ def _frozen_maps(teacher: Rt2Teacher, images: np.ndarray, name: str) -> tuple[Te
         fine.append(a.half())
         coarse.append(b.half())
     return torch.cat(fine), torch.cat(coarse)
+
+
+EPILOG = """\
+examples:
+  actlet teach --data data/table --out checkpoints/teacher
+  actlet teach --data data/table --out checkpoints/quick --vision-steps 100 --steps 100      to see it run
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb `teach`."""
+    defaults = TeachConfig()
+    parser.epilog = EPILOG
+    parser.add_argument("--data", required=True, help="a LeRobotDataset folder (v3.0 or v2.1)")
+    parser.add_argument("--out", required=True, help="the checkpoint folder to make")
+    parser.add_argument(
+        "--vision-steps", type=int, default=defaults.vision_steps, help="updates of the vision alone (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=defaults.steps, help="updates of the whole network (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="frames per update (default: %(default)s)")
+    parser.add_argument(
+        "--layers", type=int, default=TeacherConfig().layers, help="layers of the language model that are kept (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that exists")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The verb `teach`."""
+    config = TeachConfig(
+        vision_steps=arguments.vision_steps,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        architecture=TeacherConfig(layers=arguments.layers),
+    )
+    out = teach(arguments.data, arguments.out, config, overwrite=arguments.overwrite)
+    print((out / "README.md").read_text(encoding="utf-8"))
+    print(f"teacher written to {out}")
+    return 0

@@ -1,0 +1,77 @@
+"""README.md of a checkpoint: what it is, what it was trained on and how, and what is known of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.rt2_teacher import Rt2Teacher
+    from distill.student import Student
+
+__all__ = ["student_card", "teacher_card"]
+
+
+def student_card(student: Student, lineage: dict[str, Any]) -> str:
+    """Markdown for a student's checkpoint."""
+    spec, timing = student.spec, student.spec.timing
+    lines = [
+        "# Student policy",
+        "",
+        f"- {student.parameter_count / 1e6:.2f} M parameters; one forward pass answers {timing.horizon} actions at {timing.rate_hz:g} Hz, {timing.execute_steps} are executed",
+        f"- sees {_cameras(student)} and the state {list(spec.observation.state_names)}",
+        f"- commands {list(spec.action.names)} in the frame {spec.action.frame!r}",
+        f"- trained on {lineage.get('dataset_episodes')} episodes of dataset {str(lineage.get('dataset'))[:12]}, "
+        + (f"with the teacher {lineage['teacher'][:12]}" if lineage.get("teacher") else "without a teacher (behaviour cloning)"),
+    ]
+    held_out = lineage.get("held_out")
+    if held_out:
+        lines += ["", *_held_out_table(held_out)]
+    return "\n".join([*lines, "", *_training(lineage)])
+
+
+def teacher_card(teacher: Rt2Teacher, lineage: dict[str, Any]) -> str:
+    """Markdown for a teacher's checkpoint."""
+    spec, trained = teacher.spec, sum(p.numel() for p in teacher.parameters() if p.requires_grad)
+    lines = [
+        "# Teacher policy",
+        "",
+        f"- RT-2's form: the first {teacher.config.layers} layers of SmolLM2-135M-Instruct with LoRA of rank {teacher.config.lora_rank}, early stages of "
+        "EfficientNet-Lite0 (both frozen, from their packages), and a vision trunk of its own",
+        f"- {trained / 1e6:.2f} M trained parameters, which are what this folder holds (float16)",
+        f"- answers one action of {spec.action.dim} tokens of {teacher.tokenizer.bins} bins each, token by token, constrained to the action tokens",
+        f"- sees {_cameras(teacher)} and the state {list(spec.observation.state_names)}",
+        f"- trained on dataset {str(lineage.get('dataset'))[:12]} in {lineage.get('hours')} hours",
+    ]
+    return "\n".join([*lines, "", *_training(lineage)])
+
+
+def _cameras(policy: Student | Rt2Teacher) -> str:
+    return ", ".join(f"{camera.name} {camera.height}x{camera.width}" for camera in policy.spec.observation.cameras)
+
+
+def _held_out_table(held_out: dict[str, Any]) -> list[str]:
+    head = [
+        f"Mean absolute error on {held_out['episodes']} held-out episodes ({held_out['frames']} frames), next action and mean over a chunk of {held_out['horizon']}:",
+        "",
+        "| dimension | unit | student, next | repeat last | mean action | student, chunk | repeat last | mean action |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = [
+        "| "
+        + " | ".join([name, row["unit"], *(f"{row[part][who]:.4f}" for part in ("next", "chunk") for who in ("student", "repeat", "mean"))])
+        + " |"
+        for name, row in held_out["dimensions"].items()
+    ]
+    return [*head, *rows]
+
+
+def _training(lineage: dict[str, Any]) -> list[str]:
+    return [
+        "Training:",
+        "",
+        "```json",
+        json.dumps({key: value for key, value in lineage.items() if key != "held_out"}, indent=1),
+        "```",
+        "",
+    ]
