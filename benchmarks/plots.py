@@ -1,0 +1,192 @@
+"""The report's drawings: matplotlib figures as SVG that stands in an HTML page and takes its colours from the page's CSS.
+
+Colours are drawn as sentinels and replaced by CSS variables, so that one drawing serves a light and a dark page. Text stays
+text. Nothing in the result refers to another file or address.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["latency_plot", "size_plot", "success_plot", "task_plot", "timeline_plot"]
+
+_INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
+_SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
+_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid"} | {colour: f"--series-{i}" for i, colour in enumerate(_SERIES)}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _GRID,
+    "xtick.color": _MUTED,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "x",
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "ytick.major.size": 0,
+    "xtick.major.size": 0,
+}
+
+
+def success_plot(policies: Sequence[Mapping[str, Any]]) -> str:
+    """Success with its 95 % interval, and success under another instruction, one line per policy."""
+    with _style("success"):
+        figure, axes = _canvas(7.2, 0.7 + 0.5 * len(policies))
+        for row, policy in enumerate(policies):
+            colour = _colour(row)
+            low, high = policy["success_ci95"]
+            axes.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=7, alpha=0.3, solid_capstyle="round")
+            if policy["success"] is not None:
+                axes.plot(100 * policy["success"], row, "o", color=colour, markersize=9)
+                axes.annotate(f"{100 * policy['success']:.0f} %", (100 * policy["success"], row), (0, 9), **_ABOVE)
+            if policy["success_wrong_instruction"] is not None:
+                axes.plot(100 * policy["success_wrong_instruction"], row, "x", color=_MUTED, markersize=7, markeredgewidth=2)
+        _rows(axes, [policy["name"] for policy in policies])
+        axes.set_xlim(-3, 103)
+        axes.set_xlabel("episodes that succeed, %")
+        return _svg(figure, "success")
+
+
+def task_plot(policies: Sequence[Mapping[str, Any]]) -> str:
+    """Success per task, one group per task and one bar per policy."""
+    tasks = list(policies[0].get("per_task", {}))
+    with _style("tasks"):
+        figure, axes = _canvas(7.2, 0.7 + 0.2 * len(tasks) * (len(policies) + 1))
+        step = len(policies) + 1
+        for group, task in enumerate(tasks):
+            for row, policy in enumerate(policies):
+                found = policy["per_task"].get(task)
+                if found is None:
+                    continue
+                y, low, high = group * step + row, *found["success_ci95"]
+                axes.barh(y, 100 * found["success"], height=0.7, color=_colour(row))
+                axes.plot([100 * low, 100 * high], [y, y], color=_MUTED, linewidth=1)
+                axes.annotate(f"{found['successes']}/{found['episodes']}", (101, y), (0, 0), **_RIGHT)
+        axes.set_yticks([group * step + (len(policies) - 1) / 2 for group in range(len(tasks))], tasks)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 112)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("episodes that succeed, %")
+        return _svg(figure, "tasks")
+
+
+def latency_plot(policies: Sequence[Mapping[str, Any]]) -> str:
+    """Distribution of the decision latency: share of decisions that are ready after so many milliseconds."""
+    with _style("latency"):
+        figure, axes = _canvas(4.8, 3.2)
+        for row, policy in enumerate(policies):
+            values = policy.get("latency_quantiles_ms")
+            if not values:
+                continue
+            share = np.linspace(0, 100, len(values))
+            axes.plot(values, share, color=_colour(row), linewidth=2, label=policy["name"])
+            axes.plot(policy["latency_ms"]["p50"], 50, "o", color=_colour(row), markersize=6)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_ylim(0, 101)
+        axes.set_xlabel("decision latency, ms (logarithmic)")
+        axes.set_ylabel("decisions that are ready, %")
+        axes.legend(frameon=False, loc="lower right", fontsize=9)
+        return _svg(figure, "latency")
+
+
+def size_plot(policies: Sequence[Mapping[str, Any]]) -> str:
+    """Bytes of the weights and peak memory of the process."""
+    with _style("size"):
+        figure, axes = _canvas(4.8, 3.2)
+        for row, policy in enumerate(policies):
+            bars = (("size_bytes", -0.18, 1.0, "weights"), ("peak_memory_bytes", 0.18, 0.35, "process"))
+            for key, offset, alpha, what in bars:
+                if policy[key] is None:
+                    continue
+                megabytes = policy[key] / 1e6
+                axes.barh(row + offset, megabytes, height=0.32, color=_colour(row), alpha=alpha)
+                axes.annotate(f"{_number(megabytes)} MB {what}", (megabytes, row + offset), (5, 0), **_RIGHT)
+        _rows(axes, [policy["name"] for policy in policies])
+        axes.set_xscale("log")
+        left, right = axes.get_xlim()
+        axes.set_xlim(left / 2, right * 25)
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("MB (logarithmic)")
+        return _svg(figure, "size")
+
+
+def timeline_plot(stages: Sequence[Mapping[str, Any]]) -> str:
+    """What every stage took: wall time one after the other, CPU time beside it."""
+    with _style("timeline"):
+        figure, axes = _canvas(7.2, 0.7 + 0.34 * len(stages))
+        started = 0.0
+        for row, stage in enumerate(stages):
+            axes.barh(row, stage["wall_s"], left=started, height=0.62, color=_SERIES[1])
+            text = f"{_duration(stage['wall_s'])} wall, {_duration(stage['cpu_s'])} CPU"
+            axes.annotate(text, (started + stage["wall_s"], row), (6, 0), fontsize=8.5, **_RIGHT)
+            started += stage["wall_s"]
+        _rows(axes, [stage["title"] for stage in stages])
+        axes.set_xlim(0, max(started, 1.0) * 1.32)
+        axes.set_xlabel("seconds of wall time, one stage after the other")
+        return _svg(figure, "timeline")
+
+
+_RIGHT: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": "left", "color": _MUTED}
+_ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom", "ha": "center", "color": _INK, "fontsize": 9}
+
+
+def _style(salt: str) -> Any:
+    return matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt})
+
+
+def _colour(index: int) -> str:
+    return _SERIES[index % len(_SERIES)]
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, max(1.4, height)), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.subplots()
+    axes.patch.set_alpha(0)
+    return figure, axes
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element for an HTML page: no XML header, no metadata, unique ids, colours from CSS."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<(metadata|style).*?</\1>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
+    text = text.replace("xlink:href=", "href=")
+    text = re.sub(r"\s(width|height)=\"[\d.]+pt\"", "", text, count=2)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r'id="', f'id="{name}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text.strip()

@@ -1,0 +1,167 @@
+"""Opening whatever can be measured: a bundle, a student checkpoint or a teacher, told apart by what is in the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actlet.errors import CallerError
+from actlet.manifest import MANIFEST_NAME, read_manifest
+from actlet.protocols import Observation, Policy
+from actlet.specs import PolicySpec
+from actlet.storage import read_json
+from benchmarks.arithmetic import count_graph, count_torch
+
+__all__ = ["Contender", "Sample", "kind_of", "open_policy", "parse_contenders", "samples_for", "shipped_teacher", "weigh"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A policy that is measured, under the name that tables use."""
+
+    name: str
+    path: Path
+
+    @property
+    def factory(self) -> Callable[[], Policy]:
+        """Opens it with one thread; can be sent to another process."""
+        return functools.partial(open_policy, str(self.path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One question to a policy."""
+
+    observation: Observation
+    instruction: str
+
+
+def shipped_teacher() -> Path:
+    """The folder of the teacher that comes with actlet."""
+    import distill
+
+    return Path(distill.__file__).parent / "pretrained" / "tabletop_teacher"
+
+
+def kind_of(path: str | Path) -> str:
+    """ "bundle", "student" or "teacher".
+
+    Raises:
+        CallerError: The folder is none of these.
+    """
+    path = Path(path)
+    if (path / MANIFEST_NAME).is_file():
+        return "bundle"
+    config = path / "config.json"
+    kind = read_json(config).get("kind") if config.is_file() else None
+    if kind not in ("student", "rt2-teacher"):
+        what = "does not exist" if not path.exists() else f"holds neither {MANIFEST_NAME} nor a config.json of a student or teacher"
+        raise CallerError(f"policy {path}: it {what}. Give the folder of a bundle, a student or a teacher.")
+    return "student" if kind == "student" else "teacher"
+
+
+def open_policy(path: str | Path, threads: int = 1) -> Policy:
+    """Open a policy for inference on the processor.
+
+    Args:
+        path: The folder of a bundle, a student or a teacher.
+        threads: Threads of one prediction.
+    """
+    kind = kind_of(path)
+    if kind == "bundle":
+        from runtime.policy import BundlePolicy
+
+        return BundlePolicy(path, threads=threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    if kind == "student":
+        from distill.student import StudentPolicy, load_student
+
+        return StudentPolicy(load_student(path))
+    from distill.rt2_teacher import load_teacher
+
+    return load_teacher(path)
+
+
+def weigh(contender: Contender, policy: Policy, sample: Sample) -> dict[str, int]:
+    """Size and arithmetic of the network that answers every decision.
+
+    What is computed once per instruction (the student's sentence encoder) is not in it; `bundle_bytes` is all that a robot stores.
+
+    Returns:
+        ``parameters, size_bytes`` (of the weights: the file policy.onnx, or what torch holds in memory), ``macs``, and for a bundle ``bundle_bytes``.
+    """
+    if kind_of(contender.path) == "bundle":
+        network = contender.path / "policy.onnx"
+        count = count_graph(network)
+        sizes = {"size_bytes": network.stat().st_size, "bundle_bytes": read_manifest(contender.path).size_bytes}
+        return {"parameters": count.parameters, "macs": count.macs, **sizes}
+    module: Any = getattr(policy, "student", policy)
+    weights = list(module.parameters())
+    return {
+        "parameters": sum(weight.numel() for weight in weights),
+        "size_bytes": sum(weight.numel() * weight.element_size() for weight in weights),
+        "macs": count_torch(policy, sample.observation, sample.instruction),
+    }
+
+
+def parse_contenders(words: Sequence[str]) -> list[Contender]:
+    """Command-line words to contenders: ``path`` or ``name=path``; the name is the folder's by default.
+
+    A folder that `actlet demo` wrote stands for its four policies.
+
+    Raises:
+        CallerError: Two contenders of one name, or a folder that holds no policy.
+    """
+    found: list[Contender] = []
+    for word in words:
+        name, _, path = word.rpartition("=")
+        results = Path(path) / "results.json"
+        if results.is_file():
+            found += [Contender(p["name"], _place(Path(path), p["path"])) for p in read_json(results)["policies"]]
+            continue
+        kind_of(path)
+        found.append(Contender(name or Path(path).resolve().name, Path(path)))
+    names = [contender.name for contender in found]
+    if len(set(names)) != len(names):
+        raise CallerError(f"policies {names}: two have one name; give names, as in float=bundles/a int8=bundles/b.")
+    return found
+
+
+def _place(demo: Path, path: str) -> Path:
+    return shipped_teacher() if path == "shipped" else demo / path
+
+
+def samples_for(contenders: Sequence[Contender], spec: PolicySpec, count: int = 16, seed: int = 0) -> list[Sample]:
+    """Questions to time policies with: the recorded inputs of the first bundle, or else noise of the right shape."""
+    for contender in contenders:
+        if kind_of(contender.path) == "bundle" and read_manifest(contender.path).spec.observation == spec.observation:
+            return _golden_samples(contender.path)
+    random = np.random.default_rng(seed)
+    observation = spec.observation
+    return [
+        Sample(
+            Observation(
+                {c.name: random.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for c in observation.cameras},
+                random.normal(size=observation.state_dim).astype(np.float32),
+            ),
+            "lift the red block",
+        )
+        for _ in range(count)
+    ]
+
+
+def _golden_samples(path: Path) -> list[Sample]:
+    from runtime.bundle import load_bundle
+
+    golden = load_bundle(path).golden
+    return [
+        Sample(Observation({name: frames[i] for name, frames in golden.images.items()}, golden.state[i]), golden.text[i])
+        for i in range(len(golden))
+    ]
