@@ -11,7 +11,6 @@ module, or `functools.partial` of one), and a script that calls `evaluate` does 
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections import Counter
@@ -208,7 +207,7 @@ def _watch(outcomes: Iterator[Outcome], total: int, title: str, progress: bool) 
             successes += outcome.result.success
             if outcome.result.error:
                 errors[outcome.result.error] += 1
-            bar.set_postfix_str(f"success {successes}/{len(done)} = {math.floor(100 * successes / len(done))} %")
+            bar.set_postfix_str(f"success {successes}/{len(done)} = {100 * successes // len(done)} %", refresh=False)
             bar.update()
     for message, times in errors.most_common():
         print(f"{title}: {times} of {total} episodes failed with an error: {message}", file=sys.stderr)
