@@ -175,13 +175,13 @@ def write_tiny_bundle(folder: Path, *, spec: PolicySpec = TINY_SPEC, gain: float
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_spec() -> PolicySpec:
     """Observation 6x8 and three numbers, four action dimensions, six steps."""
     return TINY_SPEC
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tiny_bundle() -> Callable[..., Path]:
     """`make_tiny_bundle(folder, spec=..., gain=...)` writes a sound bundle."""
     return write_tiny_bundle
@@ -191,3 +191,62 @@ def make_tiny_bundle() -> Callable[..., Path]:
 def tiny_bundle(tmp_path: Path) -> Path:
     """A sound bundle in a folder of the test's own."""
     return write_tiny_bundle(tmp_path / "bundle")
+
+
+def blob_frames(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """uint8 (count, height, width, 3): coloured discs on a plain ground, smooth as camera pictures are and noise is not."""
+    rows, columns = np.mgrid[:height, :width]
+    frames = np.empty((count, height, width, 3), np.uint8)
+    for frame in frames:
+        frame[:] = rng.integers(60, 200, 3)
+        for _ in range(5):
+            centre, radius = rng.uniform(0, [height, width]), rng.uniform(0.08, 0.25) * height
+            frame[(rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2] = rng.integers(0, 256, 3)
+    return frames
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student checkpoint of 60,000 untrained weights with the shape of a real one: two cameras, FiLM, 256 bins."""
+    import torch
+    from safetensors.torch import save_file
+
+    from actlet.storage import write_json
+    from distill.student import Student, StudentConfig, student_config_json
+    from distill.text_encoder import load_text_encoder
+
+    cameras = (CameraSpec(name="front", height=32, width=32), CameraSpec(name="wrist", height=32, width=32))
+    spec = PolicySpec(
+        observation=ObservationSpec(cameras=cameras, state_names=("x", "y", "grip"), state_units=("m", "m", "1")),
+        action=TINY_SPEC.action,
+        timing=TINY_SPEC.timing,
+    )
+    architecture = StudentConfig(
+        image_px=16, channels=(16, 32), blocks=(1, 2), condition_dim=32, squeeze_channels=8, features=64, token_rank=16
+    )
+    torch.manual_seed(5)
+    tokenizer = ActionTokenizer(np.array(spec.action.low, np.float32), np.array(spec.action.high, np.float32))
+    student = Student(spec, tokenizer, architecture)
+    rng, count = np.random.default_rng(7), 12
+    texts = ["put the red cup on the plate", "lift the blue cup", "touch the green block"] * 4
+    samples = {f"images.{camera.name}": torch.from_numpy(blob_frames(rng, count, 32, 32)) for camera in cameras}
+    samples["state"] = torch.from_numpy(rng.normal(size=(count, 3)).astype(np.float32))
+    samples["instruction"] = torch.from_numpy(load_text_encoder().encode(texts))
+    with torch.no_grad():
+        student.queries.weight.mul_(20)  # Untrained answers are nearly uniform over the bins; these have peaks.
+        for _ in range(30):
+            student.train()([samples["images.front"], samples["images.wrist"]], samples["state"], samples["instruction"])
+    folder = tmp_path_factory.mktemp("checkpoints") / "student"
+    lineage = {"dataset": "d" * 64, "training": {"seed": 5}}
+    write_json(folder / "config.json", student_config_json(student, lineage=lineage, sample_instructions=texts))
+    save_file({name: value.contiguous() for name, value in student.state_dict().items()}, folder / "model.safetensors")
+    save_file(samples, folder / "samples.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_float_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that `actlet export` makes of it. Read only: copy it before you change anything."""
+    from export.to_bundle import export_student
+
+    return export_student(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "float").out
