@@ -16,12 +16,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.units import as_bytes, as_duration
+
 __all__ = ["latency_plot", "size_plot", "success_plot", "task_plot", "timeline_plot"]
 
 _INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
 _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid"} | {colour: f"--series-{i}" for i, colour in enumerate(_SERIES)}
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
     "text.color": _INK,
@@ -72,7 +74,8 @@ def task_plot(policies: Sequence[Mapping[str, Any]]) -> str:
                 found = policy["per_task"].get(task)
                 if found is None:
                     continue
-                y, low, high = group * step + row, *found["success_ci95"]
+                y = group * step + row
+                low, high = found["success_ci95"]
                 axes.barh(y, 100 * found["success"], height=0.7, color=_colour(row))
                 axes.plot([100 * low, 100 * high], [y, y], color=_MUTED, linewidth=1)
                 axes.annotate(f"{found['successes']}/{found['episodes']}", (101, y), (0, 0), **_RIGHT)
@@ -115,7 +118,7 @@ def size_plot(policies: Sequence[Mapping[str, Any]]) -> str:
                     continue
                 megabytes = policy[key] / 1e6
                 axes.barh(row + offset, megabytes, height=0.32, color=_colour(row), alpha=alpha)
-                axes.annotate(f"{_number(megabytes)} MB {what}", (megabytes, row + offset), (5, 0), **_RIGHT)
+                axes.annotate(f"{as_bytes(policy[key])} {what}", (megabytes, row + offset), (5, 0), **_RIGHT)
         _rows(axes, [policy["name"] for policy in policies])
         axes.set_xscale("log")
         left, right = axes.get_xlim()
@@ -132,7 +135,7 @@ def timeline_plot(stages: Sequence[Mapping[str, Any]]) -> str:
         started = 0.0
         for row, stage in enumerate(stages):
             axes.barh(row, stage["wall_s"], left=started, height=0.62, color=_SERIES[1])
-            text = f"{_duration(stage['wall_s'])} wall, {_duration(stage['cpu_s'])} CPU"
+            text = f"{as_duration(stage['wall_s'])} wall, {as_duration(stage['cpu_s'])} CPU"
             axes.annotate(text, (started + stage["wall_s"], row), (6, 0), fontsize=8.5, **_RIGHT)
             started += stage["wall_s"]
         _rows(axes, [stage["title"] for stage in stages])
@@ -146,7 +149,8 @@ _ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom", "ha": "
 
 
 def _style(salt: str) -> Any:
-    return matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt})
+    settings: Any = {**_STYLE, "svg.hashsalt": salt}
+    return matplotlib.rc_context(settings)
 
 
 def _colour(index: int) -> str:
@@ -164,14 +168,6 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _svg(figure: Figure, name: str) -> str:

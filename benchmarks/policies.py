@@ -17,7 +17,7 @@ from actlet.specs import PolicySpec
 from actlet.storage import read_json
 from benchmarks.arithmetic import count_graph, count_torch
 
-__all__ = ["Contender", "Sample", "kind_of", "open_policy", "parse_contenders", "samples_for", "shipped_teacher", "weigh"]
+__all__ = ["Contender", "Sample", "kind_of", "open_policy", "parse_contenders", "samples_for", "weigh"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,6 @@ class Sample:
 
     observation: Observation
     instruction: str
-
-
-def shipped_teacher() -> Path:
-    """The folder of the teacher that comes with actlet."""
-    import distill
-
-    return Path(distill.__file__).parent / "pretrained" / "tabletop_teacher"
 
 
 def kind_of(path: str | Path) -> str:
@@ -135,6 +128,8 @@ def parse_contenders(words: Sequence[str]) -> list[Contender]:
 
 
 def _place(demo: Path, path: str) -> Path:
+    from distill import shipped_teacher
+
     return shipped_teacher() if path == "shipped" else demo / path
 
 

@@ -19,6 +19,7 @@ from actlet.storage import read_json, write_bytes
 from benchmarks import plots
 from benchmarks.results import check_results
 from benchmarks.thresholds import judge
+from benchmarks.units import as_bytes, as_count, as_duration, as_number, as_percent, as_significant
 
 __all__ = ["render_report", "write_report"]
 
@@ -41,7 +42,7 @@ def render_report(results: Mapping[str, Any], *, pictures: Path | None = None) -
     check_results(results)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
     environment.filters.update(
-        count=_count, bytes=_bytes, percent=_percent, number=_number, significant=_significant, words=_words, plain=_plain
+        count=as_count, bytes=as_bytes, percent=as_percent, number=as_number, significant=as_significant, words=_words, plain=_plain
     )
     policies, stages = results["policies"], results.get("stages", [])
     drawings = {
@@ -51,7 +52,6 @@ def render_report(results: Mapping[str, Any], *, pictures: Path | None = None) -
         "size": plots.size_plot(policies),
         "timeline": plots.timeline_plot(stages) if stages else "",
     }
-    rows = results["real_data"].get("per_dimension", [])
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         results=results,
         cards=_cards(policies),
@@ -59,10 +59,9 @@ def render_report(results: Mapping[str, Any], *, pictures: Path | None = None) -
         compared=[policy for policy in policies if "compared" in policy],
         thresholds=[dataclasses.asdict(threshold) for threshold in judge(results)],
         pictures=_films(pictures),
-        real_columns=[key for key in rows[0] if key not in ("name", "unit")] if rows else [],
         total={
-            "wall": _duration(sum(stage["wall_s"] for stage in stages)),
-            "cpu": _duration(sum(stage["cpu_s"] for stage in stages)),
+            "wall": as_duration(sum(stage["wall_s"] for stage in stages)),
+            "cpu": as_duration(sum(stage["cpu_s"] for stage in stages)),
             "skipped": sum(stage["skipped"] for stage in stages),
         },
     )
@@ -75,25 +74,25 @@ def _cards(policies: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     cards = [
         {
             "figure": f"{small['decision_rate_hz'] / first['decision_rate_hz']:.0f} ×",
-            "text": f"the decisions of {first['name']}: {_number(small['decision_rate_hz'])} a second with {small['name']}, "
-            f"{_number(first['decision_rate_hz'])} before",
+            "text": f"the decisions of {first['name']}: {as_number(small['decision_rate_hz'])} a second with {small['name']}, "
+            f"{as_number(first['decision_rate_hz'])} before",
         },
         {
-            "figure": _percent(small["success"]),
-            "text": f"of episodes succeed with {small['name']}; {_percent(first['success'])} with {first['name']}",
+            "figure": as_percent(small["success"]),
+            "text": f"of episodes succeed with {small['name']}; {as_percent(first['success'])} with {first['name']}",
         },
     ]
     if small["size_bytes"] and first["size_bytes"]:
         cards.append(
             {
                 "figure": f"1 / {first['size_bytes'] / small['size_bytes']:.0f}",
-                "text": f"of the weights: {_bytes(small['size_bytes'])}, {_bytes(first['size_bytes'])} before",
+                "text": f"of the weights: {as_bytes(small['size_bytes'])}, {as_bytes(first['size_bytes'])} before",
             }
         )
     if small["success_wrong_instruction"] is not None:
         cards.append(
             {
-                "figure": _percent(small["success_wrong_instruction"]),
+                "figure": as_percent(small["success_wrong_instruction"]),
                 "text": f"success of {small['name']} when told something else: low is good",
             }
         )
@@ -106,44 +105,8 @@ def _films(folder: Path | None) -> list[dict[str, Any]]:
     films = read_json(folder / "films.json")
     for film in films:
         for picture in film["pictures"]:
-            picture["data"] = base64.b64encode((folder / picture["file"]).read_bytes()).decode()
+            picture["data"] = base64.b64encode((folder / picture["file"]).readas_bytes()).decode()
     return list(films)
-
-
-def _count(value: float | None) -> str:
-    if not isinstance(value, (int, float)):
-        return "–"
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
-
-
-def _bytes(value: float | None) -> str:
-    if not isinstance(value, (int, float)):
-        return "–"
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
-
-
-def _percent(value: float | None) -> str:
-    return f"{100 * value:.0f} %" if isinstance(value, (int, float)) else "–"
-
-
-def _number(value: float | None) -> str:
-    if not isinstance(value, (int, float)):
-        return "–"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def _significant(value: float | None) -> str:
-    return f"{value:.3g}" if isinstance(value, (int, float)) else "–"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _words(key: str) -> str:

@@ -1,0 +1,126 @@
+"""The verb `bench`: measure policies, side by side.
+
+    closed-loop   success on the same episodes, with intervals, and against the first policy
+    latency       time of a decision, memory and size, all by turns in one run
+    all           both, and with --out the report
+
+A policy is the folder of a bundle, a student or a teacher, alone or as ``name=folder``; the first one is what the others
+are compared with. A folder that `actlet demo` wrote stands for its four policies. The ceiling is printed first, then a
+table, then one JSON document as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actlet.storage import write_json
+from benchmarks.closed_loop import ClosedLoopConfig, compare, run_episodes, summarise
+from benchmarks.latency import LatencyConfig, measure_latency
+from benchmarks.machine import describe_machine, describe_versions, now
+from benchmarks.policies import Contender, parse_contenders
+from benchmarks.results import make_results, write_results
+from benchmarks.tables import closed_loop_table, latency_table, results_table
+
+__all__ = ["add_arguments", "bench_closed_loop", "run"]
+
+PARENTS = {"student-float": "teacher", "student-int8": "student-float", "student-int4": "student-float"}
+
+
+def bench_closed_loop(contenders: Sequence[Contender], config: ClosedLoopConfig) -> dict[str, dict[str, Any]]:
+    """Name -> what `summarise` says, with ``compared`` for all that have a parent among them (or else the first policy)."""
+    runs = {contender.name: run_episodes(contender, config) for contender in contenders}
+    return with_comparisons(runs)
+
+
+def with_comparisons(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> dict[str, dict[str, Any]]:
+    """Summaries of all runs, each compared with its parent; the first has none."""
+    names = list(runs)
+    found = {name: summarise(run) for name, run in runs.items()}
+    for name in names[1:]:
+        parent = PARENTS.get(name, names[0])
+        parent = parent if parent in runs else names[0]
+        found[name]["compared"] = compare(runs[name]["episodes"], runs[parent]["episodes"], parent)
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `actlet bench`."""
+    closed, latency = ClosedLoopConfig(), LatencyConfig()
+    parser.add_argument("question", choices=("closed-loop", "latency", "all"), help="what to measure")
+    parser.add_argument("policies", nargs="+", metavar="POLICY", help="folder, name=folder, or a demo's folder")
+    parser.add_argument("--suite", default=closed.suite, help="simulated suite (default: %(default)s)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the suite)")
+    parser.add_argument("--episodes", type=int, default=closed.episodes, help="episodes of every policy (default: %(default)s)")
+    parser.add_argument("--wrong-episodes", type=int, help="episodes with another instruction (default: as many)")
+    parser.add_argument("--workers", type=int, help="processes for episodes (default: one per core)")
+    parser.add_argument("--rounds", type=int, default=latency.rounds, help="turns of every policy for latency (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the JSON document to this file, and for `all` report.html beside it")
+    parser.epilog = """\
+examples:
+  actlet bench all demo
+  actlet bench latency bundles/float bundles/int8
+  actlet bench closed-loop old=bundles/a new=bundles/b --episodes 300 --tasks put
+"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The verb `bench`."""
+    contenders = parse_contenders(arguments.policies)
+    closed_loop = latency = None
+    if arguments.question != "latency":
+        wrong = arguments.episodes if arguments.wrong_episodes is None else arguments.wrong_episodes
+        config = ClosedLoopConfig(
+            suite=arguments.suite,
+            tasks=tuple(arguments.tasks) if arguments.tasks else None,
+            episodes=arguments.episodes,
+            wrong_episodes=wrong,
+            workers=arguments.workers,
+        )
+        closed_loop = bench_closed_loop(contenders, config)
+    if arguments.question != "closed-loop":
+        latency = measure_latency(contenders, LatencyConfig(rounds=arguments.rounds))
+    document = _document(arguments, closed_loop, latency)
+    _print(document, closed_loop, latency)
+    if arguments.out is not None:
+        _write(arguments, document)
+    print(json.dumps(document, allow_nan=False))
+    return 0
+
+
+def _document(arguments: argparse.Namespace, closed_loop: Any, latency: Any) -> dict[str, Any]:
+    if closed_loop is not None and latency is not None:
+        skipped = {"skipped": "not part of `actlet bench`; `actlet demo` trains on recordings"}
+        return make_results(suite=arguments.suite, latency=latency, closed_loop=closed_loop, real_data=skipped)
+    if latency is not None:
+        return dict(latency)
+    assert closed_loop is not None
+    about = {"date": now(), "machine": describe_machine(), "versions": describe_versions(), "suite": arguments.suite}
+    return {**about, "policies": [{"name": name, **row} for name, row in closed_loop.items()]}
+
+
+def _print(document: Mapping[str, Any], closed_loop: Any, latency: Any) -> None:
+    if latency is not None:
+        ceiling = latency["ceiling_gflops"]
+        print(f"ceiling: {ceiling['median']:.0f} GFLOP/s median, {ceiling['best']:.0f} best (float32 product, one thread, this run)\n")
+    if closed_loop is not None and latency is not None:
+        print(results_table(document["policies"]))
+    elif latency is not None:
+        print(latency_table(latency["policies"]))
+    else:
+        print("ceiling: a success of 100 %, and 0 % when told something else\n")
+        print(closed_loop_table(closed_loop))
+    print()
+
+
+def _write(arguments: argparse.Namespace, document: Mapping[str, Any]) -> None:
+    if arguments.question != "all":
+        write_json(arguments.out, document)
+        return
+    from benchmarks.report import write_report
+
+    write_results(arguments.out, document)
+    write_report(arguments.out.with_name("report.html"), document)
