@@ -146,7 +146,8 @@ class ActionSpec(PlainJson):
         Raises:
             ActionError: The action has another shape or is not finite. Such an action is never sent.
         """
-        action = np.asarray(action, dtype=np.float32)
+        with np.errstate(over="ignore"):  # 1e300 is finite only until it becomes a float32.
+            action = np.asarray(action, dtype=np.float32)
         if action.shape != (self.dim,):
             raise ActionError(f"action: got shape {action.shape}, expected {(self.dim,)}: {self.names}.")
         if not np.isfinite(action).all():

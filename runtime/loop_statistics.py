@@ -1,0 +1,64 @@
+"""What a run of the control loop is judged by: counts, and percentiles of times."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any
+
+from actlet.statistics import latency_summary
+
+__all__ = ["LoopStatistics"]
+
+_KEPT = 100_000
+"""Newest durations that percentiles are taken of, so that a run of days does not grow: at 1 kHz the last 100 s."""
+
+
+def _durations() -> collections.deque[float]:
+    return collections.deque(maxlen=_KEPT)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LoopStatistics:
+    """Counts of one run; times are in seconds of the loop's clock."""
+
+    ticks: int = 0
+    """Steps that were run."""
+    sent: int = 0
+    """Commands that were sent, holds included."""
+    missed_deadlines: int = 0
+    """Steps that were skipped because they were over."""
+    holds: int = 0
+    """Steps without a valid action."""
+    clipped: int = 0
+    """Values outside the position limits, set to the limit."""
+    slowed: int = 0
+    """Values whose change was too large, cut."""
+    chunks: int = 0
+    """Answers of the policy that were used."""
+    bad_chunks: int = 0
+    """Answers that failed, were not finite, of another shape, or older than one that was there."""
+    late_chunks: int = 0
+    """Answers that came later than the policy was made for."""
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    latencies_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    """From handing over the observation to having the chunk."""
+    ages_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    """From taking the observation to sending the action that answers it."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Duration of the run."""
+        return self.ended_s - self.started_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; percentiles in milliseconds, None where nothing was measured."""
+        counts = ("ticks", "sent", "missed_deadlines", "holds", "clipped", "slowed", "chunks", "bad_chunks", "late_chunks")
+        data: dict[str, Any] = {name: getattr(self, name) for name in counts}
+        data["elapsed_s"] = self.elapsed_s
+        data["ticks_per_s"] = self.ticks / self.elapsed_s if self.elapsed_s > 0 else None
+        data["decisions_per_s"] = self.chunks / self.elapsed_s if self.elapsed_s > 0 else None
+        data["decision_latency_ms"] = latency_summary(list(self.latencies_s)) if self.latencies_s else None
+        data["action_age_ms"] = latency_summary(list(self.ages_s)) if self.ages_s else None
+        return data

@@ -1,0 +1,177 @@
+"""The chunk schedule: the right row at the right step, a seam without a jump, nothing beyond the horizon."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actlet.errors import ActionError
+from actlet.specs import PolicySpec, TimingSpec
+from runtime.chunk_schedule import ChunkSchedule, ScheduleConfig
+
+
+def _spec(tiny_spec: PolicySpec, **timing: int) -> PolicySpec:
+    return dataclasses.replace(
+        tiny_spec, timing=TimingSpec(**({"rate_hz": 10, "horizon": 6, "execute_steps": 3, "max_delay_steps": 5} | timing))
+    )
+
+
+def _chunk(observed_at: int, steps: int = 6) -> np.ndarray:
+    """Every value says which chunk it is of (hundreds) and for which step it is meant."""
+    return np.repeat((100 * observed_at + np.arange(observed_at, observed_at + steps))[:, None], 4, axis=1).astype(np.float32)
+
+
+def test_row_i_is_due_i_steps_after_the_observation(tiny_spec: PolicySpec) -> None:
+    """A chunk that arrives late is entered in the middle; beyond its horizon nothing is due."""
+    schedule = ChunkSchedule(_spec(tiny_spec))
+    assert schedule.at(0) is None
+    assert schedule.add(_chunk(2), observed_at=2, now=4) == "used"
+    assert [schedule.at(step).action[0] for step in range(4, 8)] == [204, 205, 206, 207]
+    assert schedule.at(8) is None
+
+
+def test_the_newest_chunk_wins_at_once(tiny_spec: PolicySpec) -> None:
+    """Without a cross-fade the newer chunk's row is due from the step at which it is there."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(blend_steps=0))
+    schedule.add(_chunk(0), observed_at=0, now=0)
+    schedule.add(_chunk(3), observed_at=3, now=4)
+    assert schedule.at(4).action[0] == 304
+    assert schedule.at(4).observed_at == 3
+
+
+def test_receding_horizon_waits_for_the_executed_steps(tiny_spec: PolicySpec) -> None:
+    """The newer chunk waits until three actions of the one before were due, and a still newer one takes its place."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(rule="receding", blend_steps=0))
+    schedule.add(_chunk(0), observed_at=0, now=0)
+    schedule.add(_chunk(1), observed_at=1, now=1)
+    assert [schedule.at(step).action[0] for step in (1, 2, 3)] == [1, 2, 103]
+    schedule.add(_chunk(2), observed_at=2, now=2)
+    assert [schedule.at(step).action[0] for step in (2, 3)] == [2, 203]
+
+
+def test_receding_horizon_goes_on_when_the_newer_chunk_is_late(tiny_spec: PolicySpec) -> None:
+    """Without a newer chunk the old one plays to its horizon; the newer one is used as soon as it is there."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(rule="receding", blend_steps=0))
+    schedule.add(_chunk(0), observed_at=0, now=0)
+    assert schedule.at(4).action[0] == 4
+    schedule.add(_chunk(3), observed_at=3, now=5)
+    assert schedule.at(5).action[0] == 305
+
+
+def test_the_cross_fade_is_linear_and_spares_flags(tiny_spec: PolicySpec) -> None:
+    """Over two steps the weights are 1/3 and 2/3; binary dimensions (first and last) change at once."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(blend_steps=2))
+    schedule.add(np.zeros((6, 4), np.float32), observed_at=0, now=0)
+    schedule.add(np.ones((6, 4), np.float32), observed_at=2, now=2)
+    np.testing.assert_allclose(schedule.at(2).action, [1, 1 / 3, 1 / 3, 1], rtol=1e-6)
+    np.testing.assert_allclose(schedule.at(3).action, [1, 2 / 3, 2 / 3, 1], rtol=1e-6)
+    np.testing.assert_array_equal(schedule.at(4).action, np.ones(4))
+
+
+def test_no_cross_fade_from_a_chunk_that_ran_out(tiny_spec: PolicySpec) -> None:
+    """After HOLD the new chunk starts as it is."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(blend_steps=2))
+    schedule.add(np.zeros((6, 4), np.float32), observed_at=0, now=0)
+    schedule.add(np.ones((6, 4), np.float32), observed_at=9, now=9)
+    np.testing.assert_array_equal(schedule.at(9).action, np.ones(4))
+
+
+def test_late_and_old_chunks_are_not_used(tiny_spec: PolicySpec) -> None:
+    """Later than the policy was made for, or not newer than what is there: the schedule stays as it is."""
+    schedule = ChunkSchedule(_spec(tiny_spec, max_delay_steps=1))
+    assert schedule.add(_chunk(0), observed_at=0, now=2) == "late"
+    assert schedule.at(2) is None
+    assert schedule.add(_chunk(3), observed_at=3, now=4) == "used"
+    assert schedule.add(_chunk(3), observed_at=3, now=4) == "old"
+    assert schedule.add(_chunk(2), observed_at=2, now=4) == "old"
+    assert schedule.at(4).action[0] == 304
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.zeros((5, 4), np.float32), r"shape \(5, 4\): expected \(6, 4\)"),
+        (np.full((6, 4), np.nan), "all finite"),
+        (np.full((6, 4), 1e300), "all finite"),
+    ],
+)
+def test_unusable_chunks_are_refused(tiny_spec: PolicySpec, actions: np.ndarray, message: str) -> None:
+    """Another shape, NaN, or a value that no float32 holds."""
+    schedule = ChunkSchedule(_spec(tiny_spec))
+    with pytest.raises(ActionError, match=message):
+        schedule.add(actions, observed_at=0, now=0)
+    assert schedule.at(0) is None
+
+
+def test_a_chunk_from_the_future_is_refused(tiny_spec: PolicySpec) -> None:
+    """Its observation cannot have been taken."""
+    with pytest.raises(ActionError, match="observed at step 5, which is after the present step 4"):
+        ChunkSchedule(_spec(tiny_spec)).add(_chunk(5), observed_at=5, now=4)
+
+
+def test_clear_forgets(tiny_spec: PolicySpec) -> None:
+    """After a stop nothing is due."""
+    schedule = ChunkSchedule(_spec(tiny_spec))
+    schedule.add(_chunk(0), observed_at=0, now=0)
+    schedule.clear()
+    assert schedule.at(0) is None
+
+
+arrivals = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), max_size=30)  # (steps until the next arrival, delay)
+
+
+@given(arrivals=arrivals, rule=st.sampled_from(["newest", "receding"]), blend=st.integers(0, 4), most=st.integers(0, 5))
+@settings(max_examples=400, deadline=None)
+def test_laws_of_any_schedule(tiny_spec: PolicySpec, arrivals: list[tuple[int, int]], rule: str, blend: int, most: int) -> None:
+    """Under any arrivals: rows of their own step only, observations never go back, no chunk beyond its horizon or delay."""
+    spec = _spec(tiny_spec, max_delay_steps=most)
+    schedule = ChunkSchedule(spec, ScheduleConfig(rule=rule, blend_steps=blend))
+    events: dict[int, list[int]] = {}
+    step = 0
+    for gap, delay in arrivals:
+        step += gap
+        if step - delay >= 0:
+            events.setdefault(step, []).append(step - delay)
+    seen, first_use = -1, {}
+    for now in range(step + 15):
+        for observed_at in events.get(now, []):
+            # The value of a row is the step that it is meant for: a blend of two right rows is the same value.
+            rows = np.repeat(np.arange(observed_at, observed_at + 6, dtype=np.float32)[:, None], 4, axis=1)
+            schedule.add(rows, observed_at=observed_at, now=now)
+        due = schedule.at(now)
+        if due is None:
+            continue
+        np.testing.assert_allclose(due.action, now, rtol=1e-6)
+        assert due.observed_at >= seen
+        assert 0 <= now - due.observed_at < 6
+        seen = due.observed_at
+        first_use.setdefault(seen, now)
+        assert first_use[seen] - seen <= most
+
+
+@given(values=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=12), gap=st.integers(1, 7), blend=st.integers(1, 4))
+@settings(max_examples=300, deadline=None)
+def test_a_seam_goes_one_part_of_the_way(tiny_spec: PolicySpec, values: list[float], gap: int, blend: int) -> None:
+    """Chunks of constant value: the first step of a seam goes at most 1 / (m + 1) of the way to the new value, and never beyond."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(blend_steps=blend))
+    for i, value in enumerate(values):
+        now = i * gap
+        before = schedule.at(now)
+        schedule.add(np.full((6, 4), value, np.float32), observed_at=now, now=now)
+        after = schedule.at(now).action[1]
+        if before is None:
+            assert after == np.float32(value)
+        else:
+            assert abs(after - before.action[1]) <= abs(np.float32(value) - before.action[1]) / (blend + 1) + 1e-6
+
+
+def test_contradicting_settings_are_refused() -> None:
+    """A rule that does not exist, a negative cross-fade."""
+    with pytest.raises(ValueError, match="expected 'newest' or 'receding'"):
+        ScheduleConfig(rule="oldest")
+    with pytest.raises(ValueError, match="blend_steps -1"):
+        ScheduleConfig(blend_steps=-1)
