@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -350,6 +351,6 @@ def load_teacher(folder: str | Path) -> Rt2Teacher:
             raise CheckpointError(f"{folder}: weights {missing[:5]} are missing or unknown; the checkpoint is not of this architecture.")
         teacher.load_state_dict(weights, strict=False)
         teacher.content_hash = sha256(folder / "adapter.safetensors")
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read as a teacher checkpoint: {error}. Copy it again, or train it again.") from error
     return teacher.eval()

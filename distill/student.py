@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -249,6 +250,6 @@ def load_student(folder: str | Path) -> Student:
             PolicySpec.from_dict(config["spec"]), ActionTokenizer.from_dict(config["tokenizer"]), StudentConfig(**config["architecture"])
         )
         student.load_state_dict(load_file(weights_file))
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read as a student checkpoint: {error}. Copy it again, or distill it again.") from error
     return student.eval()

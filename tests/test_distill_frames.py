@@ -1,0 +1,67 @@
+"""distill.frames: targets that are read off episodes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actlet.errors import DatasetError
+from actlet.specs import ActionSpec, CameraSpec, ObservationSpec
+from distill.frames import Frames
+from episodes.episode import Episode
+
+OBSERVATION = ObservationSpec(cameras=(CameraSpec(name="top", height=4, width=6),), state_names=("x", "y"), state_units=("m", "m"))
+ACTION = ActionSpec(names=("dx", "grip"), units=("m", "1"), kinds=("continuous", "binary"), low=(-1, 0), high=(1, 1), frame="base")
+
+
+def episode(length: int, *, offset: float = 0.0, grips: list[int] | None = None) -> Episode:
+    t = np.arange(length, dtype=np.float32) + offset
+    grip = np.float32(grips if grips is not None else np.zeros(length))
+    return Episode("go", {"top": np.zeros((length, 4, 6, 3), np.uint8)}, np.stack([t, -t], 1), np.stack([t / 100, grip], 1), success=True)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 6))
+def test_chunks_never_cross_into_the_next_episode(lengths: list[int], horizon: int) -> None:
+    """Every frame of a chunk belongs to the episode of its first frame, and weight 0 marks what repeats the last one."""
+    frames = Frames.from_episodes([episode(n) for n in lengths], OBSERVATION, ACTION)
+    rows = np.arange(len(frames))
+    index, weight = frames.chunk_index(rows, horizon)
+    assert (frames.episode[index] == frames.episode[rows][:, None]).all()
+    left = frames.last[rows] - rows + 1
+    assert (weight.sum(1) == np.minimum(left, horizon)).all()
+    assert (index[weight == 0] == np.broadcast_to(frames.last[rows][:, None], index.shape)[weight == 0]).all()
+
+
+def test_waypoints_point_to_the_next_changes_of_a_flag() -> None:
+    """The state change to the moment where the gripper next changes, then to the one after; the last step ends the list."""
+    frames = Frames.from_episodes([episode(6, grips=[0, 0, 1, 1, 0, 0])], OBSERVATION, ACTION)
+    assert frames.waypoints[:, 0, 0].tolist() == [2, 1, 0, 1, 0, 0]  # moments at steps 2, 4 and 5
+    assert frames.waypoints[:, 1, 0].tolist() == [4, 3, 2, 2, 1, 0]
+
+
+def test_concatenated_tables_keep_their_episodes_apart() -> None:
+    """Indices of the second table are shifted, and who labelled a frame is kept."""
+    parts = [
+        Frames.from_episodes([episode(3), episode(2)], OBSERVATION, ACTION),
+        Frames.from_episodes([episode(4)], OBSERVATION, ACTION, by_expert=False),
+    ]
+    whole = Frames.concatenate(parts)
+    assert whole.episode.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert whole.last.tolist() == [2, 2, 2, 4, 4, 8, 8, 8, 8]
+    assert whole.by_expert.tolist() == [True] * 5 + [False] * 4
+
+
+def test_no_episodes_say_what_to_do() -> None:
+    """An empty dataset is refused with the command that fills it."""
+    with pytest.raises(DatasetError, match="actlet collect"):
+        Frames.from_episodes([], OBSERVATION, ACTION)
+
+
+def test_half_labelled_tables_are_refused() -> None:
+    """Teacher's distributions come for all frames or for none."""
+    a, b = (Frames.from_episodes([episode(3)], OBSERVATION, ACTION) for _ in range(2))
+    a.distribution = np.ones((3, 2, 4), np.float16)
+    with pytest.raises(DatasetError, match="1 of 2 tables"):
+        Frames.concatenate([a, b])

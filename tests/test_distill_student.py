@@ -1,0 +1,148 @@
+"""distill.student: the network, its decoding, its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actlet.action_tokens import ActionTokenizer
+from actlet.errors import CheckpointError
+from actlet.protocols import Observation, Policy
+from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
+from actlet.storage import read_json, write_json
+from distill.student import Student, StudentConfig, StudentPolicy, load_student
+from distill.train import _write_checkpoint
+
+ACTION = ActionSpec(
+    names=("dx", "dy", "grip"),
+    units=("m", "m", "1"),
+    kinds=("continuous", "continuous", "binary"),
+    low=(-1, -1, 0),
+    high=(1, 1, 1),
+    frame="base",
+)
+SPEC = PolicySpec(
+    observation=ObservationSpec(
+        cameras=(CameraSpec(name="top", height=24, width=32), CameraSpec(name="hand", height=16, width=16)),
+        state_names=("x", "y"),
+        state_units=("m", "m"),
+    ),
+    action=ACTION,
+    timing=TimingSpec(rate_hz=10, horizon=5, execute_steps=2, max_delay_steps=1),
+)
+TOKENIZER = ActionTokenizer(np.float32([-0.5, -0.1, 0]), np.float32([0.5, 0.1, 1]), 32)
+TINY = StudentConfig(image_px=16, channels=(4, 8), blocks=(1, 2), condition_dim=8, squeeze_channels=2, features=16, token_rank=4)
+
+
+@pytest.fixture
+def student() -> Student:
+    torch.manual_seed(0)
+    return Student(SPEC, TOKENIZER, TINY).eval()
+
+
+def inputs(batch: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = [
+        torch.randint(0, 256, (batch, c.height, c.width, 3), generator=generator, dtype=torch.uint8) for c in SPEC.observation.cameras
+    ]
+    return (
+        images,
+        torch.randn(batch, 2, generator=generator),
+        torch.nn.functional.normalize(torch.randn(batch, 384, generator=generator), dim=1),
+    )
+
+
+def test_output_shapes(student: Student) -> None:
+    """Logits (B, H, A, K) and two key moments (B, 2, S)."""
+    output = student(*inputs(3))
+    assert output.logits.shape == (3, 5, 3, 32)
+    assert output.waypoints.shape == (3, 2, 2)
+
+
+def test_every_input_reaches_the_output(student: Student) -> None:
+    """Changing a camera, the state or the instruction changes the logits."""
+    images, state, instruction = inputs(1)
+    base = student(images, state, instruction).logits
+    changed = [
+        student([255 - images[0], images[1]], state, instruction),
+        student([images[0], 255 - images[1]], state, instruction),
+        student(images, state + 1, instruction),
+        student(images, state, -instruction),
+    ]
+    for output in changed:
+        assert not torch.allclose(output.logits, base)
+
+
+def test_decoding_inverts_confident_tokens(student: Student) -> None:
+    """Logits that put all weight on one bin decode to that bin's value, with full confidence."""
+    actions = np.float32([[0.2, -0.05, 1.0], [-0.5, 0.1, 0.0]])
+    bins = torch.from_numpy(TOKENIZER.encode(actions))
+    logits = torch.full((1, 2, 3, 32), -50.0).scatter(-1, bins[None, :, :, None], 50.0)
+    decoded, confidence = student.decode(logits)
+    assert torch.allclose(decoded[0], torch.from_numpy(TOKENIZER.decode(bins.numpy())), atol=1e-5)
+    assert torch.allclose(confidence, torch.ones(1, 2), atol=1e-4)
+
+
+def test_decoded_actions_stay_inside_the_limits(student: Student) -> None:
+    """Whatever the logits, actions respect the specification, flags are 0 or 1, confidence is in [0, 1]."""
+    torch.manual_seed(3)
+    actions, confidence = student.decode(torch.randn(64, 5, 3, 32) * 30)
+    assert (actions.abs() <= 1).all()
+    assert set(actions[..., 2].unique().tolist()) <= {0.0, 1.0}
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+
+
+def test_answers_do_not_depend_on_the_batch(student: Student) -> None:
+    """One observation alone or among others: the same chunk."""
+    images, state, instruction = inputs(4)
+    together = student(images, state, instruction).logits
+    alone = student([x[:1] for x in images], state[:1], instruction[:1]).logits
+    assert torch.allclose(together[:1], alone, atol=1e-5)
+
+
+def test_checkpoint_round_trip(student: Student, tmp_path: Path) -> None:
+    """What is loaded answers bit for bit what was saved."""
+    _write_checkpoint(student, tmp_path, {}, [])
+    loaded = load_student(tmp_path)
+    assert loaded.spec == SPEC
+    assert torch.equal(loaded(*inputs(2)).logits, student(*inputs(2)).logits)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(student: Student, tmp_path: Path) -> None:
+    """The message says what it is and what was expected."""
+    _write_checkpoint(student, tmp_path, {}, [])
+    write_json(tmp_path / "config.json", {**read_json(tmp_path / "config.json"), "kind": "teacher"})
+    with pytest.raises(CheckpointError, match="kind 'teacher'.*expected 'student'"):
+        load_student(tmp_path)
+
+
+def test_a_cut_checkpoint_is_refused(student: Student, tmp_path: Path) -> None:
+    """Half a weights file is not taken for whole."""
+    _write_checkpoint(student, tmp_path, {}, [])
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot be read as a student checkpoint"):
+        load_student(tmp_path)
+
+
+def test_a_missing_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
+    """The message names the command."""
+    with pytest.raises(CheckpointError, match="actlet distill"):
+        load_student(tmp_path / "none")
+
+
+def test_policy_answers_one_chunk_per_observation(student: Student) -> None:
+    """StudentPolicy fits the Policy protocol."""
+    policy = StudentPolicy(student)
+    assert isinstance(policy, Policy)
+    images, state, _ = inputs(2)
+    observations = [
+        Observation({c.name: x[i].numpy() for c, x in zip(SPEC.observation.cameras, images, strict=True)}, state[i].numpy())
+        for i in range(2)
+    ]
+    chunks = policy.predict(observations, ["lift the cup", "touch the cup"])
+    assert [chunk.actions.shape for chunk in chunks] == [(5, 3), (5, 3)]
+    assert chunks[0].confidence.shape == (5,)
