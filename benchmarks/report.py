@@ -105,7 +105,7 @@ def _films(folder: Path | None) -> list[dict[str, Any]]:
     films = read_json(folder / "films.json")
     for film in films:
         for picture in film["pictures"]:
-            picture["data"] = base64.b64encode((folder / picture["file"]).readas_bytes()).decode()
+            picture["data"] = base64.b64encode((folder / picture["file"]).read_bytes()).decode()
     return list(films)
 
 
