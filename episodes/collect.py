@@ -10,35 +10,20 @@ same command goes on from there (a larger or smaller number of episodes too); wh
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-from actlet import __version__
 from actlet.errors import DatasetError, StorageError, UnknownNameError
-from actlet.protocols import Task
-from actlet.specs import ActionSpec, ObservationSpec
-from actlet.storage import read_json, write_bytes, write_json
-from episodes.demonstration import PerturbationConfig, demonstrate
-from episodes.lerobot_writer import DatasetWriter, EncodedEpisode, encode_episode
-from episodes.seeds import TRAIN_SEED_START, TRAIN_SEEDS_PER_RUN
+from episodes.demonstration import PerturbationConfig
+from episodes.lerobot_writer import DatasetWriter
+from episodes.recording import Plan, hidden_folder, load_episode, record
 from episodes.suites import make_suite
-from episodes.worker_pool import WorkerPool
 
-__all__ = ["CollectionReport", "add_arguments", "collect", "run"]
-
-ERROR_SHARE = 0.1  # More episodes that raise than this share of those asked for: something is broken, not unlucky.
-SPARE_ATTEMPTS = 20
-KEPT, FAILED = ".arrow", ".failed"  # Endings of what a finished seed leaves in the hidden folder.
+__all__ = ["CollectionReport", "PerturbationConfig", "add_arguments", "collect", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +34,7 @@ class CollectionReport:
     episodes: int
     """Episodes in the dataset."""
     failed_seeds: tuple[int, ...]
-    """Seeds whose episode ended without success."""
+    """Seeds whose episode ended without success and was not kept."""
     errors: dict[int, str]
     """Seeds whose episode raised an exception, or whose process died, and what was said."""
     seconds: float
@@ -110,7 +95,7 @@ def collect(
             raise UnknownNameError(f"task of suite {suite.name!r}", name, suite.tasks)
     noise = noise or PerturbationConfig()
     sample = suite.make(names[0])
-    plan = _Plan(
+    plan = Plan(
         suite_name=suite_name,
         tasks=names,
         seed=seed,
@@ -121,161 +106,31 @@ def collect(
         rate_hz=sample.rate_hz,
     )
     sample.close()
-    with _hidden_folder(out, plan.fingerprint(), overwrite) as folder:
-        kept, failed, errors = _record(plan, folder, episodes, workers or len(os.sched_getaffinity(0)), progress)
-        provenance = {**plan.fingerprint(), "failed_seeds": failed, "error_seeds": sorted(errors)}
-        with DatasetWriter(
-            out,
-            observation_spec=plan.observation,
-            action_spec=plan.action,
-            rate_hz=plan.rate_hz,
-            robot_type=suite.name,
-            overwrite=overwrite,
-            provenance=provenance,
-        ) as writer:
-            for number in kept:
-                writer.add_encoded(EncodedEpisode.from_bytes((folder / f"{number}{KEPT}").read_bytes()))
+    # Made before the work, so that what it refuses is refused at once; it touches the disk when it is entered.
+    writer = DatasetWriter(
+        out,
+        observation_spec=plan.observation,
+        action_spec=plan.action,
+        rate_hz=plan.rate_hz,
+        robot_type=suite.name,
+        overwrite=overwrite,
+        provenance={key: value for key, value in plan.arguments().items() if key not in ("observation", "action", "rate_hz")},
+    )
+    with hidden_folder(out, plan, overwrite) as folder:
+        recorded = record(plan, folder, episodes, workers or len(os.sched_getaffinity(0)), progress)
+        writer.provenance |= {"failed_seeds": recorded.failed, "error_seeds": list(recorded.errors)}
+        with writer:
+            for number in recorded.kept:
+                writer.add_encoded(load_episode(folder, number))
         shutil.rmtree(folder, ignore_errors=True)
     return CollectionReport(
         path=out,
-        episodes=len(kept),
-        failed_seeds=tuple(failed),
-        errors=errors,
+        episodes=len(recorded.kept),
+        failed_seeds=tuple(recorded.failed),
+        errors=recorded.errors,
         seconds=time.monotonic() - started,
         size_bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """Everything that decides what the episodes are."""
-
-    suite_name: str
-    tasks: tuple[str, ...]
-    seed: int
-    noise: PerturbationConfig
-    keep_failures: bool
-    observation: ObservationSpec
-    action: ActionSpec
-    rate_hz: float
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What must agree for unfinished work to be gone on with, as JSON gives it back."""
-        return {
-            "actlet": __version__,
-            "suite": self.suite_name,
-            "tasks": list(self.tasks),
-            "seed": self.seed,
-            "noise": {**dataclasses.asdict(self.noise), "spared": list(self.noise.spared)},
-            "keep_failures": self.keep_failures,
-        }
-
-
-def _record(plan: _Plan, folder: Path, episodes: int, workers: int, progress: bool) -> tuple[list[int], list[int], dict[int, str]]:
-    """Record episodes until there are enough.
-
-    A seed is only begun while those that are kept or under way are fewer than asked for. So exactly the shortest run of seeds is tried
-    that holds enough successes, whatever the number of workers.
-
-    Returns:
-        Kept seeds and failed seeds in ascending order, and the errors by seed.
-    """
-    first = TRAIN_SEED_START + plan.seed * TRAIN_SEEDS_PER_RUN
-    attempts = min(2 * episodes + SPARE_ATTEMPTS, TRAIN_SEEDS_PER_RUN)
-    kept, failed, errors, tried = [], [], {}, 0
-    with (
-        tqdm(total=episodes, desc=f"collecting {plan.suite_name}", unit="episode", disable=not progress) as bar,
-        WorkerPool(min(workers, episodes), _recorder, plan, folder) as pool,
-    ):
-        while True:
-            while pool.idle and len(kept) + pool.in_flight < episodes:
-                number = first + tried
-                if tried == attempts:
-                    raise DatasetError(
-                        f"only {len(kept)} of {tried} episodes succeeded, {episodes} are wanted ({len(errors)} raised an error). "
-                        "Disturb less, choose other tasks, or keep failures."
-                    )
-                if (folder / f"{number}{KEPT}").exists():
-                    kept.append(number)
-                    bar.update()
-                elif (folder / f"{number}{FAILED}").exists():
-                    failed.append(number)
-                else:
-                    pool.submit((number, plan.tasks[tried % len(plan.tasks)]))
-                tried += 1
-            if pool.in_flight == 0:
-                return sorted(kept), sorted(failed), errors
-            outcome = pool.wait()
-            number = outcome.job[0]
-            if outcome.error is not None:
-                errors[number] = outcome.error
-                if len(errors) > ERROR_SHARE * episodes:
-                    shown = "\n".join(f"  seed {key}: {message}" for key, message in sorted(errors.items())[:5])
-                    raise DatasetError(
-                        f"{len(errors)} episodes raised an error, more than {ERROR_SHARE:.0%} of the {episodes} asked for:\n{shown}\n"
-                        f"Mend the cause; the {len(kept)} finished episodes are kept, and the same command goes on."
-                    )
-            elif outcome.result == "full":
-                raise StorageError(f"no space left in {folder.parent}. Free some; finished episodes are kept, the same command goes on.")
-            elif outcome.result == "kept":
-                kept.append(number)
-                bar.update()
-            else:
-                failed.append(number)
-            bar.set_postfix(failed=len(failed), errors=len(errors), refresh=False)
-
-
-def _recorder(plan: _Plan, folder: Path) -> Callable[[tuple[int, str]], str]:
-    """What a worker process does: one episode a job, left as a whole file. Tasks are made once and kept."""
-    suite, made = make_suite(plan.suite_name), dict[str, Task]()
-
-    def record(job: tuple[int, str]) -> str:
-        number, name = job
-        if name not in made:
-            made[name] = suite.make(name)
-        episode = demonstrate(made[name], number, plan.noise)
-        try:
-            if episode.success or plan.keep_failures:
-                encoded = encode_episode(episode, plan.observation, plan.action, plan.rate_hz)
-                write_bytes(folder / f"{number}{KEPT}", encoded.to_bytes())
-                return "kept"
-            write_bytes(folder / f"{number}{FAILED}", b"")
-            return "failed"
-        except StorageError:
-            return "full"
-
-    return record
-
-
-@contextlib.contextmanager
-def _hidden_folder(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> Iterator[Path]:
-    """The folder of finished episodes, locked for this process; unfinished work of the same command is found in it."""
-    folder = out.parent / f".{out.name}.collecting"
-    about = folder / "arguments.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise StorageError(f"cannot make {folder}: {error.strerror}. Choose another folder, or change its permissions.") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StorageError(f"another process is collecting {out} already: wait for it, or choose another name.") from error
-        before = read_json(about) if about.exists() else None
-        if before is not None and before != fingerprint:
-            changed = [f"{key} was {before.get(key)!r}, is {value!r}" for key, value in fingerprint.items() if before.get(key) != value]
-            if not overwrite:
-                raise DatasetError(
-                    f"{folder} holds unfinished work of another command ({'; '.join(changed)}). "
-                    "Run that command to go on with it, or pass --overwrite to drop it."
-                )
-            for file in folder.iterdir():
-                file.unlink()
-        write_json(about, fingerprint)
-        yield folder
-    finally:
-        os.close(lock)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -319,5 +174,5 @@ def run(arguments: argparse.Namespace) -> int:
         keep_failures=arguments.keep_failures,
         overwrite=arguments.overwrite,
     )
-    print(report, file=sys.stdout)
+    print(report)
     return 0

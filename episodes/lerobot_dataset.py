@@ -30,10 +30,11 @@ from actlet.errors import DatasetError
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec
 from episodes.episode import Episode
 from episodes.lerobot_layout import COPY_AGAIN, INFO_PATH, EpisodeRow, Layout, read_info
-from episodes.lerobot_specs import ACTION, STATE, Columns, infer_columns, recorded_columns
-from episodes.lerobot_steps import StepFile, decode_frame, vectors
+from episodes.lerobot_specs import Columns, infer_columns, recorded_columns
+from episodes.lerobot_steps import StepFile, decode_frames, finite_vectors, vectors
 from episodes.lerobot_v21 import read_v21
-from episodes.lerobot_v30 import read_v30
+from episodes.lerobot_v30 import ACTION, STATE, read_v30
+from episodes.lerobot_video import read_film
 from episodes.lerobot_writer import DatasetWriter
 
 __all__ = ["DatasetWriter", "EpisodeInfo", "LeRobotDataset", "open_dataset", "split_episodes"]
@@ -192,8 +193,10 @@ class LeRobotDataset:
             )
         state = np.zeros((row.length, 0), np.float32)
         if columns.state_column:
-            state = _finite(table, columns.state_column, self.observation_spec.state_names, where)
-        action = _finite(table, columns.action_column, self.action_spec.names, where)
+            state = finite_vectors(
+                table.column(columns.state_column), self.observation_spec.state_names, f"{where}, column {columns.state_column!r}"
+            )
+        action = finite_vectors(table.column(columns.action_column), self.action_spec.names, f"{where}, column {columns.action_column!r}")
         images = {camera.name: self._frames(row, camera, table, where) for camera in self.observation_spec.cameras}
         return Episode(
             instruction=info.instruction,
@@ -207,25 +210,13 @@ class LeRobotDataset:
 
     def _frames(self, row: EpisodeRow, camera: CameraSpec, table: pa.Table, where: str) -> NDArray[np.uint8]:
         """uint8 (T, height, width, 3) of one camera."""
-        column, expected = self._columns.camera_columns[camera.name], (camera.height, camera.width, 3)
-        if self._layout.features[column]["dtype"] == "video":
-            raise DatasetError(
-                f"{where}: camera {camera.name!r} is a video, and only pictures in the parquet files are read. "
-                "Convert the column to dtype 'image', or leave the camera out."
-            )
-        frames = np.empty((row.length, *expected), np.uint8)
-        for step, cell in enumerate(table.column(column).to_pylist()):
-            try:
-                frame = decode_frame(_frame_bytes(cell, self.path))
-            except (ValueError, OSError) as error:
-                raise DatasetError(f"{where}, step {step}, camera {camera.name!r}: no whole picture ({error}). {COPY_AGAIN}") from error
-            if frame.shape != expected:
-                raise DatasetError(
-                    f"{where}, step {step}, camera {camera.name!r}: a frame of {frame.shape}, expected {expected} as {INFO_PATH} says. "
-                    "Resize the frames, or correct the shape there."
-                )
-            frames[step] = frame
-        return frames
+        column, where = self._columns.camera_columns[camera.name], f"{where}, camera {camera.name!r}"
+        if self._layout.features[column]["dtype"] == "image":
+            return decode_frames(table.column(column), camera, where)
+        if column not in row.videos:
+            raise DatasetError(f"{where}: the metadata name no video for it. {COPY_AGAIN}")
+        film, start_s = row.videos[column]
+        return read_film(film, start_s, self.rate_hz, row.length, camera, where)
 
 
 def split_episodes(dataset: LeRobotDataset, held_out_fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -274,6 +265,9 @@ def _check_totals(layout: Layout, info: dict[str, Any]) -> None:
     for what, got, said in (("episodes", len(layout.episodes), info["total_episodes"]), ("steps", steps, info["total_frames"])):
         if got != said:
             raise DatasetError(f"{layout.root}: the table of episodes counts {got} {what}, but {INFO_PATH} says {said}. {COPY_AGAIN}")
+    empty = [row.index for row in layout.episodes if row.length < 1]
+    if empty:
+        raise DatasetError(f"{layout.root}: episodes {empty[:5]} have no steps, expected at least one each. Remove them at their source.")
 
 
 def _open_files(layout: Layout) -> dict[Path, StepFile]:
@@ -308,27 +302,3 @@ def _successes(layout: Layout, files: dict[Path, StepFile]) -> list[bool]:
             flags[row.file] = np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
         result.append(bool(flags[row.file][row.first_row : row.first_row + row.length].any()))
     return result
-
-
-def _finite(table: pa.Table, column: str, names: tuple[str, ...], where: str) -> NDArray[np.float32]:
-    """A vector column of the expected width without NaN, float32 (T, len(names))."""
-    values = vectors(table.column(column), f"{where}, column {column!r}")
-    if values.shape[1] != len(names):
-        raise DatasetError(f"{where}, column {column!r}: vectors of {values.shape[1]}, expected {len(names)}: {names}. {COPY_AGAIN}")
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        step, entry = (int(i) for i in bad[0])
-        raise DatasetError(
-            f"{where}, column {column!r}: {values[step, entry]} at step {step} ({names[entry]!r}), {len(bad)} such in all; "
-            "expected finite numbers. Remove the episode, or repair it at its source."
-        )
-    return values
-
-
-def _frame_bytes(cell: dict[str, Any] | None, root: Path) -> bytes:
-    """The encoded bytes of one frame, from the parquet file or from the file that it names."""
-    if cell and cell.get("bytes"):
-        return bytes(cell["bytes"])
-    if cell and cell.get("path"):
-        return (root / cell["path"]).read_bytes()
-    raise ValueError("the cell is empty")

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from actlet.errors import DatasetError, SpecError, UnknownNameError
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec
 from episodes.lerobot_layout import INFO_PATH, Layout
-from episodes.lerobot_v30 import ACTLET_PATH
+from episodes.lerobot_v30 import ACTION, ACTLET_PATH, IMAGES, STATE
 
-__all__ = ["ACTION", "ACTLET_SCHEMA_VERSION", "IMAGES", "STATE", "Columns", "infer_columns", "recorded_columns"]
+__all__ = ["ACTLET_SCHEMA_VERSION", "Columns", "infer_columns", "recorded_columns"]
 
-STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 ACTLET_SCHEMA_VERSION = 1
 WIDEN = 0.1  # Share of the range by which inferred limits lie outside of the data.
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from actlet.errors import DatasetError
-from episodes.lerobot_layout import COPY_AGAIN, unreadable
+from actlet.specs import CameraSpec
+from episodes.lerobot_layout import COPY_AGAIN, INFO_PATH, unreadable
 
-__all__ = ["StepFile", "decode_frame", "encode_frame", "vector_column", "vectors"]
+__all__ = ["StepFile", "decode_frame", "decode_frames", "encode_frame", "finite_vectors", "vector_column", "vectors"]
 
 # Level 6 makes rendered frames a tenth smaller for twice the time; the format is lossless at every level.
 PNG_LEVEL = 1
@@ -70,6 +71,46 @@ def vectors(column: pa.ChunkedArray, where: str) -> NDArray[np.float32]:
             f"{where}: {steps} entries of type {column.type} with {nulls} missing; expected vectors of one length without gaps. {COPY_AGAIN}"
         )
     return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(steps, -1)
+
+
+def finite_vectors(column: pa.ChunkedArray, names: tuple[str, ...], where: str) -> NDArray[np.float32]:
+    """A column of vectors as float32 (T, D), with one name for each of the D entries.
+
+    Raises:
+        DatasetError: Another width, or a value that is not finite.
+    """
+    values = vectors(column, where)
+    if values.shape[1] != len(names):
+        raise DatasetError(f"{where}: vectors of {values.shape[1]}, expected {len(names)}: {names}. {COPY_AGAIN}")
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        step, entry = (int(i) for i in bad[0])
+        raise DatasetError(
+            f"{where}: {values[step, entry]} at step {step} ({names[entry]!r}), {len(bad)} such in all; expected finite numbers. "
+            "Remove the episode, or repair it at its source."
+        )
+    return values
+
+
+def decode_frames(column: pa.ChunkedArray, camera: CameraSpec, where: str) -> NDArray[np.uint8]:
+    """A column of {bytes, path} as uint8 (T, height, width, 3).
+
+    Raises:
+        DatasetError: A frame is missing, damaged, or of another size.
+    """
+    frames = np.empty((len(column), camera.height, camera.width, 3), np.uint8)
+    for step, cell in enumerate(column.to_pylist()):
+        try:
+            frame = decode_frame((cell or {}).get("bytes") or b"")
+        except ValueError as error:
+            raise DatasetError(f"{where}: no whole picture at step {step} ({error}). {COPY_AGAIN}") from error
+        if frame.shape != frames.shape[1:]:
+            raise DatasetError(
+                f"{where}: a frame of {frame.shape} at step {step}, expected {frames.shape[1:]} as {INFO_PATH} says. "
+                "Resize the frames, or correct the shape there."
+            )
+        frames[step] = frame
+    return frames
 
 
 class StepFile:

@@ -12,18 +12,37 @@ for which LeRobot has no place. LeRobot's own reader passes over them.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from actlet.errors import DatasetError
+from actlet.specs import ActionSpec, ObservationSpec
 from episodes.lerobot_layout import COPY_AGAIN, EpisodeRow, Layout, fill_template, first_instruction, read_object, read_table
 
-__all__ = ["ACTLET_PATH", "DATA_PATH", "EPISODES_PATH", "STATS_PATH", "TASKS_PATH", "read_v30"]
+__all__ = [
+    "ACTION",
+    "ACTLET_PATH",
+    "DATA_PATH",
+    "EPISODES_PATH",
+    "IMAGES",
+    "INDEX_COLUMNS",
+    "STATE",
+    "STATS_PATH",
+    "TASKS_PATH",
+    "lerobot_features",
+    "read_v30",
+    "tasks_table",
+]
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 STATS_PATH, TASKS_PATH, ACTLET_PATH = "meta/stats.json", "meta/tasks.parquet", "meta/actlet.json"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 NEEDED = ("episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index")
 
 
@@ -86,3 +105,35 @@ def _videos(root: Path, info: dict[str, Any], row: dict[str, Any]) -> dict[str, 
             film = root / fill_template(template, VIDEO_PATH, video_key=key, chunk_index=chunk, file_index=file)
             result[key] = (film, float(row[f"videos/{key}/from_timestamp"]))
     return result
+
+
+def lerobot_features(observation: ObservationSpec, action: ActionSpec) -> dict[str, dict[str, Any]]:
+    """The features that info.json lists: column -> dtype, shape, names."""
+
+    def vector(dtype: str, names: tuple[str, ...] | None) -> dict[str, Any]:
+        return {"dtype": dtype, "shape": [len(names) if names else 1], "names": list(names) if names else None}
+
+    features = {STATE: vector("float32", observation.state_names)} if observation.state_dim else {}
+    features[ACTION] = vector("float32", action.names)
+    for camera in observation.cameras:
+        shape = [camera.height, camera.width, 3]
+        features[f"{IMAGES}{camera.name}"] = {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]}
+    features |= {name: vector("float32" if name == "timestamp" else "int64", None) for name in INDEX_COLUMNS}
+    return features | {name: vector("bool", None) for name in ("next.done", "next.success")}
+
+
+def tasks_table(instructions: dict[str, int]) -> pa.Table:
+    """LeRobot reads this table with pandas and takes the instruction from its index, which pandas finds in the schema's metadata."""
+    about = {
+        "index_columns": ["task"],
+        "column_indexes": [
+            {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": {"encoding": "UTF-8"}}
+        ],
+        "columns": [
+            {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
+            {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+        ],
+        "pandas_version": "2.0.0",
+    }
+    table = pa.table({"task_index": pa.array(list(instructions.values()), pa.int64()), "task": pa.array(list(instructions), pa.string())})
+    return table.replace_schema_metadata({"pandas": json.dumps(about)})

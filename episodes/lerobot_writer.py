@@ -30,17 +30,28 @@ from actlet.specs import ActionSpec, ObservationSpec
 from actlet.storage import new_folder, write_json
 from episodes.episode import Episode
 from episodes.lerobot_layout import INFO_PATH
-from episodes.lerobot_specs import ACTION, ACTLET_SCHEMA_VERSION, IMAGES, STATE
+from episodes.lerobot_specs import ACTLET_SCHEMA_VERSION
 from episodes.lerobot_statistics import frame_histogram, frame_statistics, vector_statistics
 from episodes.lerobot_steps import encode_frame, vector_column, vectors
-from episodes.lerobot_v30 import ACTLET_PATH, DATA_PATH, EPISODES_PATH, STATS_PATH, TASKS_PATH
+from episodes.lerobot_v30 import (
+    ACTION,
+    ACTLET_PATH,
+    DATA_PATH,
+    EPISODES_PATH,
+    IMAGES,
+    INDEX_COLUMNS,
+    STATE,
+    STATS_PATH,
+    TASKS_PATH,
+    lerobot_features,
+    tasks_table,
+)
 
 __all__ = ["DatasetWriter", "EncodedEpisode", "encode_episode"]
 
 # LeRobot's own defaults.
 FILES_PER_CHUNK, DATA_FILE_MB, VIDEO_FILE_MB = 1000, 100, 200
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,21 +122,6 @@ def encode_episode(episode: Episode, observation: ObservationSpec, action: Actio
     )
 
 
-def lerobot_features(observation: ObservationSpec, action: ActionSpec) -> dict[str, dict[str, Any]]:
-    """The features that info.json lists: column -> dtype, shape, names."""
-
-    def vector(dtype: str, names: tuple[str, ...] | None) -> dict[str, Any]:
-        return {"dtype": dtype, "shape": [len(names) if names else 1], "names": list(names) if names else None}
-
-    features = {STATE: vector("float32", observation.state_names)} if observation.state_dim else {}
-    features[ACTION] = vector("float32", action.names)
-    for camera in observation.cameras:
-        shape = [camera.height, camera.width, 3]
-        features[f"{IMAGES}{camera.name}"] = {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]}
-    features |= {name: vector("float32" if name == "timestamp" else "int64", None) for name in INDEX_COLUMNS}
-    return features | {name: vector("bool", None) for name in ("next.done", "next.success")}
-
-
 class DatasetWriter:
     """A context manager that makes a whole dataset, or none.
 
@@ -136,7 +132,8 @@ class DatasetWriter:
         rate_hz: Steps in a second; LeRobot keeps whole numbers only.
         robot_type: The robot's name, for LeRobot's tools.
         overwrite: Replace a dataset that is there.
-        provenance: Whatever says where the episodes come from, as plain JSON; kept in meta/actlet.json.
+        provenance: Whatever says where the episodes come from, as plain JSON; kept in meta/actlet.json. The attribute of this name may be
+            added to until the block ends.
 
     Raises:
         DatasetError: The rate is not a whole number, or no episode was added by the end of the block.
@@ -160,7 +157,8 @@ class DatasetWriter:
             )
         self.path, self._overwrite = Path(path), overwrite
         self._observation, self._action, self._rate_hz = observation_spec, action_spec, float(rate_hz)
-        self._robot_type, self._provenance = robot_type, dict(provenance or {})
+        self._robot_type = robot_type
+        self.provenance: dict[str, Any] = dict(provenance or {})
         self._features = lerobot_features(observation_spec, action_spec)
         self._stack = contextlib.ExitStack()
         self._file: pq.ParquetWriter | None = None
@@ -264,12 +262,12 @@ class DatasetWriter:
         for name, kind_of in (("actlet/seed", pa.int64()), ("actlet/task", pa.string())):  # Also where every entry is missing.
             schema = schema.set(schema.get_field_index(name), pa.field(name, kind_of))
         pq.write_table(pa.Table.from_pylist(self._rows, schema), episodes, compression="snappy")
-        pq.write_table(_tasks_table(self._instructions), meta / Path(TASKS_PATH).name, compression="snappy")
+        pq.write_table(tasks_table(self._instructions), meta / Path(TASKS_PATH).name, compression="snappy")
         stats = {name: vector_statistics(np.concatenate(values)) for name, values in self._vectors.items()}
         stats |= {name: frame_statistics(histogram) for name, histogram in self._histograms.items()}
         write_json(self._folder / STATS_PATH, stats)
         write_json(self._folder / INFO_PATH, self._info())
-        about = {"observation": self._observation.to_dict(), "action": self._action.to_dict(), "provenance": self._provenance}
+        about = {"observation": self._observation.to_dict(), "action": self._action.to_dict(), "provenance": self.provenance}
         write_json(self._folder / ACTLET_PATH, {"schema_version": ACTLET_SCHEMA_VERSION, **about})
 
     def _info(self) -> dict[str, Any]:
@@ -295,20 +293,3 @@ def _column_values(table: pa.Table, name: str) -> NDArray[Any]:
     if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
         return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(-1, 1)
     return vectors(column, name)
-
-
-def _tasks_table(instructions: dict[str, int]) -> pa.Table:
-    """LeRobot reads this table with pandas and takes the instruction from its index, which pandas finds in the schema's metadata."""
-    about = {
-        "index_columns": ["task"],
-        "column_indexes": [
-            {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": {"encoding": "UTF-8"}}
-        ],
-        "columns": [
-            {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
-            {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
-        ],
-        "pandas_version": "2.0.0",
-    }
-    table = pa.table({"task_index": pa.array(list(instructions.values()), pa.int64()), "task": pa.array(list(instructions), pa.string())})
-    return table.replace_schema_metadata({"pandas": json.dumps(about)})
