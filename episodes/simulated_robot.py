@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from actlet.errors import RobotFault
+from actlet.errors import CallerError, RobotFault
 from actlet.protocols import Observation, Task
 from actlet.specs import ActionSpec, ObservationSpec
+from episodes.suites import make_suite
 
-__all__ = ["SimulatedRobot"]
+__all__ = ["SimulatedRobot", "make_robot"]
 
 
 class SimulatedRobot:
@@ -23,6 +24,9 @@ class SimulatedRobot:
         task: The task; it stays the caller's, who closes it.
         seed: The episode that `connect` begins.
     """
+
+    virtual_time = True
+    """Time passes with actions only: a run need not keep the clock."""
 
     def __init__(self, task: Task, *, seed: int = 0) -> None:
         self.observation_spec: ObservationSpec = task.observation_spec
@@ -95,3 +99,23 @@ class SimulatedRobot:
         if self._observation is None:
             raise RobotFault("the simulated robot is not connected: call connect() first.")
         return self._observation
+
+
+def make_robot(*, suite: str = "tabletop", task: str | None = None, seed: int = 0) -> SimulatedRobot:
+    """The simulated robot of the verb `run`; its task is freed with the process.
+
+    Args:
+        suite: A suite of `episodes.suites.make_suite`.
+        task: One of the suite's tasks.
+        seed: The episode.
+
+    Raises:
+        UnknownNameError: There is no such suite or task.
+        CallerError: No task, or a negative seed.
+    """
+    tasks = make_suite(suite)
+    if task is None:
+        raise CallerError(f"which task of suite {suite!r}? Say --task with one of: {', '.join(tasks.tasks)}.")
+    if seed < 0:
+        raise CallerError(f"seed {seed}: expected 0 or more.")
+    return SimulatedRobot(tasks.make(task), seed=seed)

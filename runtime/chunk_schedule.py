@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from actlet.errors import ActionError
+from actlet.errors import ActionError, CallerError
 from actlet.specs import PolicySpec
 
 __all__ = ["ChunkSchedule", "DueAction", "ScheduleConfig"]
@@ -47,7 +47,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if self.rule not in ("newest", "receding") or self.blend_steps < 0:
-            raise ValueError(f"schedule: rule {self.rule!r}, blend_steps {self.blend_steps}: expected 'newest' or 'receding', 0 or more.")
+            raise CallerError(f"schedule: rule {self.rule!r}, blend_steps {self.blend_steps}: expected 'newest' or 'receding', 0 or more.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ class CommandLimiter:
         """
         inside = self.spec.check(action)
         clipped = int((inside != np.asarray(action, np.float32)).sum())
-        command = np.where(self._is_binary, np.float32(0.5) <= inside, inside).astype(np.float32)
+        command = np.where(self._is_binary, inside > np.float32(0.5), inside).astype(np.float32)
         slowed = 0
         if self._max_change is not None and self.last is not None:
             # The change is cut, then the result clipped: rounding may not carry a value over a limit.

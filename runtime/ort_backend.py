@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from actlet.errors import BundleError, MissingLibraryError, RobotFault
+from actlet.errors import BundleError, CallerError, MissingLibraryError, RobotFault
 
 __all__ = ["OrtModel", "SessionConfig", "Signature"]
 
@@ -48,7 +48,7 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         if self.threads < 1 or not self.providers:
-            raise ValueError(f"session: {self.threads} threads, providers {self.providers}: expected at least one of each.")
+            raise CallerError(f"session: {self.threads} threads, providers {self.providers}: expected at least one of each.")
 
     def options(self) -> onnxruntime.SessionOptions:
         """The same as ONNX Runtime's own options."""

@@ -22,6 +22,7 @@ ACTION = ActionSpec(
     low=(0.0, -0.08, -0.08, 0.0),
     high=(1.0, 0.08, 0.08, 1.0),
     frame="base",
+    hold=("zero", "zero", "zero", "last"),
 )
 TIMING = TimingSpec(rate_hz=5.0, horizon=4, execute_steps=3, max_delay_steps=0)
 SPEC = PolicySpec(observation=OBSERVATION, action=ACTION, timing=TIMING)

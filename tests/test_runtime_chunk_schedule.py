@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actlet.errors import ActionError
+from actlet.errors import ActionError, CallerError
 from actlet.specs import PolicySpec, TimingSpec
 from runtime.chunk_schedule import ChunkSchedule, ScheduleConfig
 
@@ -171,7 +171,7 @@ def test_a_seam_goes_one_part_of_the_way(tiny_spec: PolicySpec, values: list[flo
 
 def test_contradicting_settings_are_refused() -> None:
     """A rule that does not exist, a negative cross-fade."""
-    with pytest.raises(ValueError, match="expected 'newest' or 'receding'"):
+    with pytest.raises(CallerError, match="expected 'newest' or 'receding'"):
         ScheduleConfig(rule="oldest")
-    with pytest.raises(ValueError, match="blend_steps -1"):
+    with pytest.raises(CallerError, match="blend_steps -1"):
         ScheduleConfig(blend_steps=-1)

@@ -1,0 +1,222 @@
+"""Drive a robot with a bundle: `actlet run`, or `run_bundle(...)` from Python.
+
+The robot is named, not imported: ``--robot package.module:factory``. The factory is called with suite, task and seed as keywords and
+returns an `actlet.protocols.Robot`. Without ``--robot`` it is the simulated arm. A robot of your own is a class like this::
+
+    # my_arm.py, then: actlet run bundles/int8 --robot my_arm:make_robot --instruction "lift the red block"
+    class MyArm:
+        observation_spec = ObservationSpec(
+            cameras=(CameraSpec(name="front", height=128, width=128),), state_names=("x", "y", "z"), state_units=("m", "m", "m"))
+        action_spec = ActionSpec(
+            names=("dx", "dy", "dz", "gripper"), units=("m", "m", "m", "1"),
+            kinds=("continuous", "continuous", "continuous", "binary"),
+            low=(-0.05, -0.05, -0.05, 0), high=(0.05, 0.05, 0.05, 1), frame="base",
+            hold=("zero", "zero", "zero", "last"))   # how it stands still when there is no valid action
+        rate_hz = 10.0
+        def connect(self): self.arm, self.camera = driver.Arm("10.0.0.2"), driver.Camera(0)
+        def get_observation(self):
+            return Observation(images={"front": self.camera.read_rgb()}, state=self.arm.position().astype(np.float32))
+        def send_action(self, action): self.arm.move_by(action[:3], closed=action[3] > 0.5)   # must not block
+        def disconnect(self): self.arm.stop()
+
+    def make_robot(**options):
+        return MyArm()
+
+Names, units, limits, cameras and rate must be the bundle's, or nothing moves and the message names the difference. Three attributes
+are optional: `instruction`, `done` (True ends the run) and `success`; a fourth, `virtual_time = True`, says that the robot's time
+only passes with commands, so that a run need not keep the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from actlet.errors import CallerError, UnknownNameError
+from actlet.protocols import Robot
+from runtime.chunk_schedule import ScheduleConfig
+from runtime.control_loop import LoopConfig, LoopResult, drive
+from runtime.loop_statistics import LoopStatistics
+from runtime.policy import BundlePolicy
+
+__all__ = ["SIMULATED_ROBOT", "add_arguments", "make_robot", "run", "run_bundle"]
+
+SIMULATED_ROBOT = "episodes.simulated_robot:make_robot"
+_STATUS_EVERY_S = 0.2
+_EXIT_CODES = {"steps": 0, "done": 0, "terminate": 0, "interrupted": 130}  # The others: 1.
+
+
+def make_robot(name: str = SIMULATED_ROBOT, **options: Any) -> Robot:
+    """A robot by the name of its factory.
+
+    Args:
+        name: "package.module:factory"; the current folder is searched too.
+        options: Keywords for the factory, such as suite, task and seed.
+
+    Raises:
+        CallerError: There is no such module or function, or it does not return a robot.
+    """
+    module_name, _, function = name.partition(":")
+    if not module_name or not function:
+        raise CallerError(f"robot {name!r}: expected 'package.module:factory', as in {SIMULATED_ROBOT!r}.")
+    try:
+        sys.path.append("")
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise
+        raise CallerError(f"robot {name!r}: there is no module {error.name!r} here or among the installed packages.") from error
+    finally:
+        sys.path.remove("")
+    if not hasattr(module, function):
+        raise UnknownNameError(f"function in {module_name}:", function, [key for key in vars(module) if not key.startswith("_")])
+    robot = getattr(module, function)(**options)
+    if not isinstance(robot, Robot):
+        needed = ("observation_spec", "action_spec", "rate_hz", "connect", "get_observation", "send_action", "disconnect")
+        missing = [attribute for attribute in needed if not hasattr(robot, attribute)]
+        raise CallerError(f"robot {name!r}: {type(robot).__name__} has no {missing}; a robot has {list(needed)}.")
+    return robot
+
+
+def run_bundle(
+    bundle: str | Path | BundlePolicy,
+    robot: Robot,
+    instruction: str | None = None,
+    *,
+    realtime: bool | None = None,
+    rate_hz: float | None = None,
+    steps: int | None = None,
+    schedule: ScheduleConfig | None = None,
+    on_step: Callable[[int, LoopStatistics], None] | None = None,
+) -> LoopResult:
+    """Drive a robot with a bundle until it is done.
+
+    Args:
+        bundle: The bundle's folder, or a policy made from it.
+        robot: What moves.
+        instruction: What to do; None for the robot's own `instruction`.
+        realtime: Keep the clock; None for yes unless the robot's `virtual_time` says that it need not be kept.
+        rate_hz: Steps in a second, None for the bundle's.
+        steps: Largest number of steps, None for no end but the robot's own.
+        schedule: How chunks follow each other.
+        on_step: Called after every step.
+
+    Raises:
+        CallerError: The bundle is not sound, or robot and bundle do not fit; found before motion.
+    """
+    policy = bundle if isinstance(bundle, BundlePolicy) else BundlePolicy(bundle)
+    clipped_before = policy.clipped
+    if realtime is None:
+        realtime = not getattr(robot, "virtual_time", False)
+    # A policy that was made for no delay must have its observation and its first action in the same step.
+    threaded = realtime and policy.spec.timing.max_delay_steps > 0
+    config = LoopConfig(
+        max_steps=steps,
+        realtime=realtime,
+        rate_hz=rate_hz,
+        inference="thread" if threaded else "inline",
+        schedule=schedule or ScheduleConfig(),
+    )
+    result = drive(robot, policy, instruction, config, on_step=on_step)
+    result.statistics.clipped += policy.clipped - clipped_before
+    return result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `actlet run`."""
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("--robot", default=SIMULATED_ROBOT, metavar="MODULE:FACTORY", help="what moves (default: the simulated arm)")
+    parser.add_argument("--suite", default="tabletop", help="suite of simulated tasks (default: tabletop)")
+    parser.add_argument("--task", help="task of the suite")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the simulated episode (default: 0)")
+    parser.add_argument("--instruction", help="what to do (default: what the simulated episode asks for)")
+    parser.add_argument("--steps", type=int, help="stop after this many control steps (default: when the robot is done)")
+    parser.add_argument(
+        "--rate-hz", type=float, help="control steps in a second (default: the bundle's; others slow down or speed up motion)"
+    )
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument("--realtime", action="store_true", default=None, help="keep the clock (default for real robots)")
+    pace.add_argument(
+        "--as-fast-as-possible", action="store_false", dest="realtime", default=None, help="do not wait (default for the simulated arm)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of inference (default: 1)")
+    parser.add_argument("--schedule", choices=("newest", "receding"), default="newest", help="which chunk is used (default: newest)")
+    parser.add_argument("--blend-steps", type=int, default=2, help="steps of cross-fade between chunks (default: 2)")
+    parser.epilog = """\
+examples:
+  actlet run bundles/int8 --task put --seed 7                       one simulated episode, as fast as possible
+  actlet run bundles/int8 --task put --seed 7 --realtime            the same at the robot's rate, policy in a thread
+  actlet run bundles/int8 --robot my_arm:make_robot --instruction "lift the red block"
+"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The verb `run`."""
+    policy = BundlePolicy(
+        arguments.bundle, threads=arguments.threads
+    )  # First: a wrong path should not take a simulator's start to be seen.
+    robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed)
+    status = _StatusLine(robot, arguments.instruction, arguments.steps)
+    result = run_bundle(
+        policy,
+        robot,
+        arguments.instruction,
+        realtime=arguments.realtime,
+        rate_hz=arguments.rate_hz,
+        steps=arguments.steps,
+        schedule=ScheduleConfig(rule=arguments.schedule, blend_steps=arguments.blend_steps),
+        on_step=status.show,
+    )
+    status.end()
+    for label, value in _rows(robot, result):
+        print(f"{label:<18} {value}")
+    return _EXIT_CODES.get(result.stopped_by, 1)
+
+
+class _StatusLine:
+    """One line on stderr that is written over, or written once where stderr is a file."""
+
+    def __init__(self, robot: Robot, instruction: str | None, steps: int | None) -> None:
+        self._robot, self._instruction, self._of = robot, instruction, f" of {steps}" if steps else ""
+        self._due_s, self._shown, self._terminal = 0.0, False, sys.stderr.isatty()
+
+    def show(self, step: int, statistics: LoopStatistics) -> None:
+        if (self._shown and not self._terminal) or time.monotonic() < self._due_s:
+            return
+        self._due_s, self._shown = time.monotonic() + _STATUS_EVERY_S, True
+        words = self._instruction or getattr(self._robot, "instruction", "")
+        line = f"{words!r}: step {step + 1}{self._of}, {statistics.chunks} decisions, {statistics.holds} holds"
+        print(f"\r{line[:110]:<110}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._shown and self._terminal:
+            print(file=sys.stderr)
+
+
+def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
+    """The summary, label and value."""
+    data = result.statistics.to_dict()
+    success = getattr(robot, "success", None)
+    latency, age = data["decision_latency_ms"], data["action_age_ms"]
+
+    def milliseconds(summary: dict[str, float] | None) -> str:
+        return "not measured" if summary is None else "  ".join(f"{name} {summary[name]:.1f}" for name in ("p50", "p95", "p99", "max"))
+
+    def rate(value: float | None) -> str:
+        return "" if value is None else f", {value:.1f} in a second"
+
+    return [
+        ("success", "unknown" if success is None else "yes" if success else "no"),
+        ("stopped by", f"{result.stopped_by} ({result.message})"),
+        ("steps", f"{data['ticks']} in {data['elapsed_s']:.1f} s{rate(data['ticks_per_s'])}; {data['missed_deadlines']} missed"),
+        ("decisions", f"{data['chunks']}{rate(data['decisions_per_s'])}; {data['bad_chunks']} bad, {data['late_chunks']} late"),
+        ("decision [ms]", milliseconds(latency)),
+        ("action age [ms]", milliseconds(age)),
+        ("holds", str(data["holds"])),
+        ("clipped values", f"{data['clipped']}; slowed {data['slowed']}"),
+    ]

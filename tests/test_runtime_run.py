@@ -1,0 +1,149 @@
+"""The verb `run`: a bundle drives a simulated task named on the command line; what does not fit is refused in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from actlet.command_line import main
+from actlet.errors import CallerError, SpecError, UnknownNameError
+from runtime import run as run_module
+from runtime.control_loop import LoopConfig, drive
+from runtime.run import make_robot, run_bundle
+
+POINTS = ["--suite", "point_reach:make_suite"]
+
+
+@pytest.fixture
+def point_bundle(tmp_path: Path, make_tiny_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle for the point that reaches coloured targets; its answers are arbitrary."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from point_reach import SPEC
+
+    return make_tiny_bundle(tmp_path / "bundle", spec=SPEC)
+
+
+def test_run_prints_a_summary(point_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One status line, then success, reason, steps, rates, latency, holds and clipped values."""
+    assert main(["run", str(point_bundle), *POINTS, "--task", "red", "--seed", "3", "--steps", "7"]) == 0
+    out, err = capsys.readouterr()
+    labels = [line.split("  ")[0] for line in out.splitlines()]
+    assert labels == ["success", "stopped by", "steps", "decisions", "decision [ms]", "action age [ms]", "holds", "clipped values"]
+    assert re.search(r"success +no\n", out)
+    assert re.search(r"steps +7 in .* 0 missed\n", out)
+    assert re.search(r"decision \[ms\] +p50 \d+\.\d  p95", out)
+    assert err == "'reach the red target': step 1 of 7, 1 decisions, 0 holds\n"
+
+
+def test_run_ends_with_the_episode(point_bundle: Path) -> None:
+    """Without --steps the simulated robot's own end counts."""
+    robot = make_robot(suite="point_reach:make_suite", task="red", seed=3)
+    result = run_bundle(point_bundle, robot)
+    assert result.stopped_by == "done"
+    assert result.statistics.missed_deadlines == 0
+
+
+@pytest.mark.parametrize(
+    ("virtual", "asked", "delay", "expected"),
+    [
+        (True, None, 2, (False, "inline")),  # A simulation's time waits.
+        (False, None, 2, (True, "thread")),
+        (True, True, 2, (True, "thread")),
+        (False, None, 0, (True, "inline")),  # A policy made for no delay.
+    ],
+)
+def test_the_pace_follows_from_robot_and_policy(
+    tmp_path: Path, make_tiny_bundle, monkeypatch: pytest.MonkeyPatch, virtual: bool, asked: bool | None, delay: int, expected: tuple
+) -> None:
+    """Real time and a thread for real robots; a virtual clock or a policy that knows no delay makes the loop wait for the policy."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from point_reach import SPEC
+
+    spec = dataclasses.replace(SPEC, timing=dataclasses.replace(SPEC.timing, max_delay_steps=delay))
+    robot = make_robot(suite="point_reach:make_suite", task="red", seed=3)
+    robot.virtual_time = virtual
+    seen = []
+    monkeypatch.setattr(
+        run_module, "drive", lambda *arguments, **options: (seen.append(arguments[3]), drive(*arguments[:3], LoopConfig(max_steps=1)))[1]
+    )
+    run_bundle(make_tiny_bundle(tmp_path / "bundle", spec=spec), robot, realtime=asked)
+    assert (seen[0].realtime, seen[0].inference) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "rde"], "unknown task of suite .* 'rde'. Did you mean 'red'?"),
+        ([], "which task of suite .*Say --task with one of: red"),
+        (["--task", "red", "--seed", "-1"], "seed -1: expected 0 or more"),
+        (["--task", "red", "--steps", "0"], "expected counts of at least 1"),
+        (["--task", "red", "--threads", "0"], "session: 0 threads"),
+        (["--task", "red", "--blend-steps", "-1"], "blend_steps -1"),
+        (["--task", "red", "--instruction", " "], "no instruction: say what to do"),
+        (["--robot", "nowhere:make"], "robot 'nowhere:make': there is no module 'nowhere'"),
+        (["--robot", "nowhere"], "expected 'package.module:factory'"),
+        (["--robot", "point_reach:make_siut"], "unknown function in point_reach: 'make_siut'. Did you mean 'make_suite'?"),
+    ],
+)
+def test_what_the_caller_can_mend_exits_with_2(
+    point_bundle: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line on stderr that says what to do, no traceback."""
+    assert main(["run", str(point_bundle), *POINTS, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("actlet run: ")
+    assert re.search(message, err)
+    assert "Traceback" not in err
+
+
+def test_a_missing_bundle_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before any simulator is started."""
+    assert main(["run", str(tmp_path / "nothing"), "--suite", "nowhere", "--task", "put"]) == 2
+    assert "nothing: does not exist, expected a folder with manifest.json" in capsys.readouterr().err
+
+
+def test_a_robot_for_another_bundle_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every difference is named."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    robot = make_robot(suite="point_reach:make_suite", task="red")
+    with pytest.raises(SpecError, match=r"cameras\[0\].name is 'above', expected 'front'; .*height is 16, expected 6"):
+        run_bundle(tiny_bundle, robot)
+
+
+def test_what_is_not_a_robot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The missing attributes are named."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with pytest.raises(CallerError, match=r"TaskSuite has no \['observation_spec', .*'disconnect'\]; a robot has"):
+        make_robot("point_reach:make_suite")
+    with pytest.raises(UnknownNameError, match="unknown suite"):
+        make_robot(suite="nowhere", task="x")
+
+
+def test_the_current_folder_is_searched_for_robots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's file beside the command is enough, and the search path stays as it was."""
+    import sys
+
+    (tmp_path / "my_arm_for_this_test.py").write_text("raise KeyError('inside')\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    with pytest.raises(KeyError, match="inside"):
+        make_robot("my_arm_for_this_test:make")
+    assert sys.path == before
+
+
+def test_a_failed_run_exits_with_1(point_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The summary is printed all the same, with the reason."""
+    from runtime.policy import BundlePolicy
+
+    predict = BundlePolicy.predict
+
+    def poisoned(self: BundlePolicy, *arguments: object) -> list[object]:
+        return [dataclasses.replace(chunk, actions=chunk.actions * float("nan")) for chunk in predict(self, *arguments)]
+
+    monkeypatch.setattr(BundlePolicy, "predict", poisoned)
+    assert main(["run", str(point_bundle), *POINTS, "--task", "red"]) == 1
+    assert "policy (5 unusable answers in a row" in capsys.readouterr().out
