@@ -6,7 +6,7 @@
 #   make check                    format, lint, types
 #   make bench                    measures the demo's policies again
 #   make build                    the wheel, installed and used outside this folder
-#   make readme                   writes the demo's figures into README.md
+#   make readme                   writes figures and file tree into README.md
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
@@ -39,7 +39,7 @@ build: $(READY)
 	scripts/smoke_wheel.sh $(BIN)/python dist/*.whl
 
 readme: $(READY)
-	$(BIN)/python -m benchmarks.readme_table $(ARGS)
+	$(BIN)/python -m benchmarks.readme $(ARGS)
 
 system-packages:
 	@scripts/system_packages.sh

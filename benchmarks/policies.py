@@ -52,10 +52,10 @@ def kind_of(path: str | Path) -> str:
         return "bundle"
     config = path / "config.json"
     kind = read_json(config).get("kind") if config.is_file() else None
-    if kind not in ("student", "rt2-teacher"):
+    if kind not in ("student", "teacher"):
         what = "does not exist" if not path.exists() else f"holds neither {MANIFEST_NAME} nor a config.json of a student or teacher"
         raise CallerError(f"policy {path}: it {what}. Give the folder of a bundle, a student or a teacher.")
-    return "student" if kind == "student" else "teacher"
+    return str(kind)
 
 
 def open_policy(path: str | Path, threads: int = 1) -> Policy:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from actlet.errors import CallerError, SpecError
 from actlet.storage import write_json
-from benchmarks.readme_table import BEGIN, END, put_between_markers, table_text
+from benchmarks.readme import FIGURES, PACKAGES, README, put_between_markers, table_text, tree_text
 from benchmarks.report import render_report
 from benchmarks.results import check_results, read_results, write_results
 from benchmarks.tables import closed_loop_table, results_table, text_table
@@ -178,15 +178,21 @@ def test_terminal_tables_name_every_policy(results: dict[str, Any]) -> None:
 
 def test_readme_is_changed_between_the_markers_alone(results: dict[str, Any]) -> None:
     """Writing twice is writing once, and the rest of the page stays."""
-    page = f"before\n{BEGIN}\nstale figures\n{END}\nafter\n"
-    once = put_between_markers(page, table_text(results))
-    assert once == put_between_markers(once, table_text(results))
-    assert once.startswith(f"before\n{BEGIN}\n| policy |")
-    assert once.endswith(f"{END}\nafter\n")
+    begin, end = FIGURES
+    once = put_between_markers(f"before\n{begin}\nstale figures\n{end}\nafter\n", FIGURES, table_text(results))
+    assert once == put_between_markers(once, FIGURES, table_text(results))
+    assert once.startswith(f"before\n{begin}\n| policy |")
+    assert once.endswith(f"{end}\nafter\n")
     assert "stale figures" not in once
 
 
 def test_a_page_without_markers_is_refused() -> None:
     """Nothing is written anywhere else."""
     with pytest.raises(CallerError, match="expected '<!-- figures"):
-        put_between_markers("no markers", "table")
+        put_between_markers("no markers", FIGURES, "table")
+
+
+def test_the_tree_in_readme_is_that_of_the_files() -> None:
+    """Every module has its line; `make readme` brings it up to date."""
+    assert set(PACKAGES) <= {path.parent.name for path in README.parent.glob("*/__init__.py")}
+    assert tree_text() in README.read_text(encoding="utf-8"), "run: make readme"

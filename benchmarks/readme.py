@@ -1,0 +1,112 @@
+"""Keep README.md true: the demo's figures and the file tree are written by a program: `python -m benchmarks.readme [RESULTS]`.
+
+The figures are those of ``benchmarks/results/demo.json``, a copy of the ``results.json`` of a whole run; given another file,
+that file becomes the copy. A file's comment in the tree is the beginning of its own docstring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actlet.errors import ActletError, CallerError
+from actlet.storage import write_bytes, write_json
+from benchmarks.results import read_results
+from benchmarks.tables import results_table
+from benchmarks.units import as_duration
+
+__all__ = ["FIGURES", "PACKAGES", "TREE", "main", "put_between_markers", "table_text", "tree_text"]
+
+FIGURES = ("<!-- figures: written by `make readme` -->", "<!-- end of figures -->")
+TREE = ("<!-- tree: written by `make readme` -->", "<!-- end of tree -->")
+PACKAGES = ("actlet", "episodes", "distill", "export", "quantize", "runtime", "benchmarks")  # In the order of the chain.
+COMMENT_WIDTH = 100
+KEPT = Path(__file__).with_name("results") / "demo.json"
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def table_text(results: Mapping[str, Any]) -> str:
+    """The table in Markdown, and the conditions it holds under."""
+    machine, versions = results["machine"], results["versions"]
+    spent = results.get("stages", [])
+    cost = (
+        f" The run took {as_duration(sum(stage['wall_s'] for stage in spent))} of wall time and "
+        f"{as_duration(sum(stage['cpu_s'] for stage in spent))} of CPU time."
+        if spent
+        else ""
+    )
+    teacher = "a teacher trained in the same run" if results.get("from_scratch") else "the teacher that comes with actlet"
+    load = results["latency_conditions"]["load_average_before"][0]
+    return (
+        f"{results_table(results['policies'], markdown=True)}\n\n"
+        f"Suite `{results['suite']}`, {teacher}; {results['date'][:10]}, {machine['cpu']}, {machine['cores_usable']} cores, load {load:.1f}, "
+        f"Python {versions['python']}, onnxruntime {versions.get('onnxruntime', '–')}. Success on the same seeds for all, with 95 % Wilson intervals; "
+        "“told otherwise” is the success of the original task when the policy is told another one (low is good). Latency: fresh observation to new "
+        f"chunk, batch 1, one thread, all policies by turns in one run; memory: the whole process.{cost}"
+    )
+
+
+def tree_text(root: Path = README.parent) -> str:
+    """All modules with the beginning of their docstrings, as a block of Markdown."""
+    lines = ["```"]
+    for package in PACKAGES:
+        lines.append(f"{package + '/':<28}{_comment(root / package / '__init__.py')}")
+        modules = sorted(path for path in (root / package).glob("*.py") if not path.name.startswith("__"))
+        lines += [f"    {path.name:<24}{_comment(path)}" for path in modules]
+    return "\n".join([*lines, "```"])
+
+
+def _comment(path: Path) -> str:
+    """The first sentence of a module's docstring, or as much of it as fits."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    text = re.sub(r"\s+", " ", text.split("\n\n")[0])
+    sentence = re.split(r"(?<!\bal)[.;] ", text)[0].rstrip(".:")
+    if len(sentence) > COMMENT_WIDTH:
+        sentence = re.sub(r"[,:]$", "", sentence[:COMMENT_WIDTH].rsplit(" ", 1)[0]) + " …"
+    first = sentence.split(" ")[0]
+    return sentence[:1].lower() + sentence[1:] if first[1:].islower() or len(first) == 1 else sentence
+
+
+def put_between_markers(page: str, markers: tuple[str, str], text: str) -> str:
+    """Replace what stands between two markers.
+
+    Raises:
+        CallerError: The page does not have both, once and in order.
+    """
+    begin, end = markers
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise CallerError(f"README.md: expected {begin!r} and then {end!r}, once each.")
+    head, tail = page[: page.index(begin) + len(begin)], page[page.index(end) :]
+    return f"{head}\n{text}\n{tail}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.readme", description="Write the demo's figures and the file tree into README.md."
+    )
+    parser.add_argument("results", type=Path, nargs="?", help=f"a results.json that shall become {KEPT.name} (default: keep it)")
+    asked = parser.parse_args(argv).results
+    try:
+        page = put_between_markers(README.read_text(encoding="utf-8"), TREE, tree_text())
+        if asked or KEPT.is_file():
+            results = read_results(asked or KEPT)
+            if results.get("quick"):
+                raise CallerError(f"{asked or KEPT}: a quick run says nothing about quality; give the results of a whole run.")
+            page = put_between_markers(page, FIGURES, table_text(results))
+            if asked:
+                write_json(KEPT, results)
+        write_bytes(README, page.encode())
+    except ActletError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
