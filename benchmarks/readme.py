@@ -25,7 +25,7 @@ __all__ = ["FIGURES", "PACKAGES", "TREE", "main", "put_between_markers", "table_
 FIGURES = ("<!-- figures: written by `make readme` -->", "<!-- end of figures -->")
 TREE = ("<!-- tree: written by `make readme` -->", "<!-- end of tree -->")
 PACKAGES = ("actlet", "episodes", "distill", "export", "quantize", "runtime", "benchmarks")  # In the order of the chain.
-COMMENT_WIDTH = 100
+COMMENT_WIDTH = 130
 KEPT = Path(__file__).with_name("results") / "demo.json"
 README = Path(__file__).resolve().parents[1] / "README.md"
 
