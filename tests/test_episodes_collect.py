@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from expert_points import ExpertPoint
 
 from actlet.command_line import main
 from actlet.errors import ActletError, DatasetError, SpecError, StorageError, UnknownNameError
@@ -25,12 +26,6 @@ from episodes.seeds import REPORT_SEED_START, TRAIN_SEED_START, TRAIN_SEEDS_PER_
 
 HERE = Path(__file__).parent
 QUIET = PerturbationConfig(noise_sd=0.0, kick_sd=0.0)
-
-
-@pytest.fixture(autouse=True)
-def points(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The helper modules are importable, here and in spawned processes."""
-    monkeypatch.syspath_prepend(str(HERE))
 
 
 def points_into(out: Path, episodes: int = 6, *, suite: str = "make_suite", **options: object) -> CollectionReport:
@@ -118,8 +113,6 @@ def test_a_hopeless_expert_ends_the_collection(tmp_path: Path) -> None:
 
 def test_labels_are_clean_and_execution_is_not() -> None:
     """What is recorded is the expert's answer to the recorded state, and the path differs from the undisturbed one."""
-    from expert_points import ExpertPoint
-
     task = ExpertPoint("red")
     disturbed = demonstrate(task, 5, PerturbationConfig(noise_share=1.0))
     quiet = demonstrate(task, 5, QUIET)
@@ -130,8 +123,6 @@ def test_labels_are_clean_and_execution_is_not() -> None:
 
 def test_the_last_step_terminates_without_motion() -> None:
     """After success one more step is recorded: the expert's terminate."""
-    from expert_points import ExpertPoint
-
     episode = demonstrate(ExpertPoint("blue"), 7, QUIET)
     assert episode.action[-1].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert (episode.action[:-1, 0] == 0.0).all()
@@ -139,8 +130,6 @@ def test_the_last_step_terminates_without_motion() -> None:
 
 def test_flags_and_spared_dimensions_are_never_disturbed() -> None:
     """However strong the noise, only motions differ from what the expert said."""
-    from expert_points import ExpertPoint
-
     executed: list[np.ndarray] = []
 
     class Watched(ExpertPoint):
@@ -159,8 +148,6 @@ def test_flags_and_spared_dimensions_are_never_disturbed() -> None:
 
 def test_a_demonstration_is_a_function_of_its_seed() -> None:
     """The same seed gives the same bits, whatever was done before."""
-    from expert_points import ExpertPoint
-
     task = ExpertPoint("red")
     first = demonstrate(task, 11, PerturbationConfig())
     demonstrate(task, 12, PerturbationConfig())
