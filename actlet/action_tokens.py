@@ -70,8 +70,10 @@ class ActionTokenizer:
         if not np.isfinite(actions).all():
             raise ActionError("actions hold values that are not finite: mend the dataset first.")
         low, high = np.percentile(actions, [1, 99], axis=0)
-        flat = high - low < 2 * _CONSTANT_HALF_WIDTH
-        low, high = np.where(flat, low - _CONSTANT_HALF_WIDTH, low), np.where(flat, high + _CONSTANT_HALF_WIDTH, high)
+        # At 500 two neighbours in float32 are 3e-5 apart: there the least width is a few of these steps.
+        half_width = np.maximum(_CONSTANT_HALF_WIDTH, 4.0 * np.spacing(np.abs(low).astype(np.float32)))
+        flat = high - low < 2 * half_width
+        low, high = np.where(flat, low - half_width, low), np.where(flat, high + half_width, high)
         low[spec.is_binary], high[spec.is_binary] = 0.0, 1.0
         return cls(low.astype(np.float32), high.astype(np.float32), bins)
 
@@ -126,7 +128,9 @@ class ActionTokenizer:
     def from_dict(cls, data: dict[str, Any]) -> ActionTokenizer:
         """The inverse of `to_dict`; raises SpecError on unknown or missing keys, and on bounds that are not numbers."""
         plain = _PlainTokenizer.from_dict(data, where="action tokenizer")
-        return cls(np.array(plain.low, np.float32), np.array(plain.high, np.float32), plain.bins)
+        with np.errstate(over="ignore"):  # What does not fit into a float32 becomes infinite, and is refused as that.
+            low, high = np.array(plain.low, np.float32), np.array(plain.high, np.float32)
+        return cls(low, high, plain.bins)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,13 @@ def mcnemar_p(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
 
 
 def latency_summary(seconds: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
-    """Milliseconds: p50, p95, p99 and max of a series of durations in seconds."""
+    """Milliseconds: p50, p95, p99 and max of a series of durations in seconds.
+
+    Raises:
+        ValueError: An empty series.
+    """
     values = np.asarray(seconds, dtype=np.float64) * 1e3
+    if not values.size:
+        raise ValueError("no durations to summarise: nothing was measured.")
     p50, p95, p99 = np.percentile(values, [50, 95, 99])
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(values.max())}

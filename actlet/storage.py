@@ -22,6 +22,9 @@ from actlet.errors import StorageError
 __all__ = ["new_folder", "read_json", "sha256", "write_bytes", "write_json"]
 
 
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
 @contextlib.contextmanager
 def _storage_errors(path: Path) -> Iterator[None]:
     try:
@@ -31,8 +34,9 @@ def _storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"no space left while writing {path}. Free some space, or write somewhere else; nothing half-written was kept."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise StorageError(f"cannot write {path}: {error.strerror}. Choose another folder, or change its permissions.") from error
+        if error.errno in _NOT_WRITABLE:
+            where = error.filename or path
+            raise StorageError(f"cannot write {where}: {error.strerror}. Choose another place, or change its permissions.") from error
         raise
 
 
