@@ -154,7 +154,7 @@ Standard deviations are shares of half an action's range. After Ctrl-C the same 
 examples:
   actlet collect --episodes 600 --out data/table
   actlet collect --tasks put --episodes 50 --seed 1 --noise-sd 0 --kick-share 0 --out data/clean_put
-  actlet collect --suite metaworld --tasks door-open-v3 drawer-close-v3 --episodes 100 --out data/metaworld
+  actlet collect --suite metaworld --tasks door-open drawer-close --episodes 100 --out data/metaworld
 """
 
 

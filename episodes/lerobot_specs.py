@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlet.errors import DatasetError, SpecError, UnknownNameError
-from actlet.specs import ActionSpec, CameraSpec, ObservationSpec
+from actlet.specs import ActionSpec, CameraSpec, Kind, ObservationSpec
 from episodes.lerobot_layout import INFO_PATH, Layout
 from episodes.lerobot_v30 import ACTION, ACTLET_PATH, IMAGES, STATE
 
@@ -91,6 +91,7 @@ def infer_columns(
     state_names = _vector_names(layout, state, "state") if has_state else ()
     action_names = _vector_names(layout, action, "action")
     low, high = _limits(layout, action, len(action_names), action_range)
+    continuous: Kind = "continuous"
     return Columns(
         observation=ObservationSpec(
             cameras=tuple(_camera_spec(layout, name, found[name]) for name in chosen),
@@ -100,7 +101,7 @@ def infer_columns(
         action=ActionSpec(
             names=action_names,
             units=("1",) * len(action_names),
-            kinds=("continuous",) * len(action_names),
+            kinds=(continuous,) * len(action_names),
             low=low,
             high=high,
             frame="unknown",

@@ -45,10 +45,13 @@ def read_film(path: Path, start_s: float, rate_hz: float, steps: int, camera: Ca
     try:
         with av.open(str(path)) as film:
             stream = film.streams.video[0]
+            tick_s = float(stream.time_base or 0)
+            if tick_s <= 0:
+                raise DatasetError(f"{where}: the film {path} has no time base. {COPY_AGAIN}")
             # Decoding can begin at a key frame only: the last one before the episode.
-            film.seek(int(start_s / stream.time_base), stream=stream, backward=True)
+            film.seek(int(start_s / tick_s), stream=stream, backward=True)
             for picture in film.decode(stream):
-                step = round((float(picture.pts * stream.time_base) - start_s) * rate_hz)
+                step = round(((picture.pts or 0) * tick_s - start_s) * rate_hz)
                 if 0 <= step < steps:
                     frame = picture.to_ndarray(format="rgb24")
                     if frame.shape != frames.shape[1:]:
