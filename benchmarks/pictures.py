@@ -20,7 +20,8 @@ MOMENTS = (0.0, 0.35, 0.7, 1.0)  # Shares of an episode's steps at which a frame
 
 
 def draw_films(policy: Policy, out: Path, *, suite_name: str, tasks: Sequence[str], seed: int) -> None:
-    """Write a folder of PNG files and ``films.json``: ``[{"caption", "pictures": [{"file", "alt"}]}]``, one film a task.
+    """Write a folder of PNG files and ``films.json``: ``[{"caption", "columns", "rows", "pictures": [{"file", "alt"}]}]``, one film a task:
+    first the scene, then a row of frames for every camera.
 
     Args:
         policy: What acts, with a receding horizon as in `episodes.rollout`.
@@ -65,6 +66,8 @@ def _film(policy: Policy, task: Task, seed: int, folder: Path) -> dict[str, obje
     return {
         "caption": f"“{instruction}”: {outcome} after {len(actions)} steps ({len(actions) / task.rate_hz:.1f} s), seed {seed}. "
         "The small pictures are what the policy sees.",
+        "columns": len(moments),
+        "rows": len(observation.images),
         "pictures": [{"file": f"{name}.png", "alt": alt} for name, alt, _ in shots],
     }
 

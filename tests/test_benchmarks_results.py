@@ -131,7 +131,7 @@ def test_the_report_shows_every_policy_and_threshold(results: dict[str, Any]) ->
 def test_the_report_embeds_pictures(results: dict[str, Any], tmp_path: Path) -> None:
     """A film's pictures are in the page as data."""
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
-    write_json(tmp_path / "films.json", [{"caption": "lift <it>", "pictures": [{"file": "a.png", "alt": "front, 0.0 s"}]}])
+    write_json(tmp_path / "films.json", [{"caption": "lift <it>", "columns": 1, "rows": 1, "pictures": [{"file": "a.png", "alt": "front, 0.0 s"}]}])
     page = render_report(results, pictures=tmp_path)
     assert 'src="data:image/png;base64,' in page
     assert "lift &lt;it&gt;" in page
