@@ -28,7 +28,7 @@ __all__ = ["PerturbationConfig", "demonstrate"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerturbationConfig:
-    """How executed actions are disturbed. Only dimensions of kind "continuous" are, which should be motions, not positions."""
+    """How executed actions are disturbed: the motions, that is the continuous dimensions whose `hold` is not "last"."""
 
     noise_sd: float = 0.3
     """Standard deviation of the Gaussian noise, as a share of half the range between a dimension's limits."""
@@ -56,7 +56,8 @@ class _Disturbance:
 
     def __init__(self, config: PerturbationConfig, spec: ActionSpec, rng: np.random.Generator) -> None:
         half = (np.asarray(spec.high) - np.asarray(spec.low)) / 2
-        disturbed = ~spec.is_binary & ~np.isin(spec.names, config.spared)
+        positions = np.array([hold == "last" for hold in spec.hold or ("zero",) * spec.dim])
+        disturbed = ~spec.is_binary & ~positions & ~np.isin(spec.names, config.spared)
         self._scale = np.where(disturbed, half, 0.0)  # (A,)
         self._config, self._rng = config, rng
         self._kick, self._kick_left = np.zeros_like(self._scale), 0
