@@ -95,10 +95,12 @@ def fit(
         accelerator.clip_grad_norm_([p for p in prepared.parameters() if p.requires_grad], config.gradient_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        decay = min(config.average_decay, (1 + step) / (10 + step))  # so that a short run forgets where it began
+        average.multi_avg_fn = get_ema_multi_avg_fn(decay)
         average.update_parameters(accelerator.unwrap_model(prepared))
         progress.update()
         if step % 20 == 0 and accelerator.is_main_process:
-            values = {name: round(float(value), 5) for name, value in losses.items()}
+            values = {name: round(float(value.detach()), 5) for name, value in losses.items()}
             progress.set_postfix(values)
             with log_file.open("a", encoding="utf-8") as log:
                 log.write(

@@ -118,7 +118,10 @@ def teach_on_frames(
     torch.manual_seed(config.seed)
     started = time.time()
     tokenizer = ActionTokenizer.fit(frames.action, spec.action)
-    teacher = Rt2Teacher(spec, tokenizer, config=config.architecture, state_mean=frames.state.mean(0), state_std=frames.state.std(0) + 1e-3)
+    corpus = sorted(set(frames.instructions))
+    teacher = Rt2Teacher(
+        spec, tokenizer, config=config.architecture, corpus=corpus, state_mean=frames.state.mean(0), state_std=frames.state.std(0) + 1e-3
+    )
     maps = {camera.name: _frozen_maps(teacher, frames.images[camera.name], camera.name) for camera in spec.observation.cameras}
     module = _Training(teacher).to(memory_format=torch.channels_last)  # a fifth faster on a processor
     bins = torch.from_numpy(tokenizer.encode(frames.action))
