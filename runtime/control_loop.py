@@ -263,7 +263,7 @@ class _Loop:
         if answer is None:
             return
         self.statistics.latencies_s.append(answer.finished_s - answer.submitted_s)
-        verdict, error = "bad", answer.error
+        verdict, error = "bad", answer.error or "the policy answered with nothing"
         if answer.chunk is not None:
             try:
                 verdict = self.schedule.add(answer.chunk.actions, observed_at=answer.observed_at, now=step)
@@ -310,11 +310,11 @@ class _Loop:
 
     def stop_if_over(self, limited: Limited | None, *, is_hold: bool) -> None:
         """The ends that are seen after a command."""
-        if getattr(self.robot, "done", False):
-            raise _Stop("done", "the robot reports the end of the task")
         names: tuple[str, ...] = self.robot.action_spec.names
         if not is_hold and limited is not None and "terminate" in names and limited.command[names.index("terminate")] >= 0.5:
             raise _Stop("terminate", "the policy commanded terminate")
+        if getattr(self.robot, "done", False):
+            raise _Stop("done", "the robot reports the end of the task")
         if self.holds_in_a_row >= self.config.max_hold_steps:
             why = f", the last error: {self.last_error}" if self.last_error else ""
             raise _Stop("hold", f"no valid action for {self.holds_in_a_row} steps{why}")

@@ -41,7 +41,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"actlet", "distill", "runtime"},
         {"numpy", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime", "optimum", "transformers", "tensorrt", "tqdm"},
     ),
-    "quantize": ({"actlet", "episodes", "runtime"}, {"numpy", "onnx", "onnxruntime", "tqdm"}),
+    "quantize": ({"actlet", "episodes", "runtime"}, {"numpy", "onnx", "onnxruntime", "ml_dtypes", "tqdm"}),
     "benchmarks": (
         set(OURS) - {"benchmarks"},
         {"numpy", "matplotlib", "jinja2", "markupsafe", "tqdm", "PIL", "onnx", "onnxruntime", "torch", "mujoco", "psutil"},

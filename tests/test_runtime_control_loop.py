@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from actlet.errors import CallerError, RobotFault, SpecError
 from actlet.protocols import ActionChunk, Observation, Robot
 from actlet.specs import PolicySpec
+from episodes.lockstep import PlannedEpisode, run_in_lockstep
+from episodes.simulated_robot import SimulatedRobot
 from runtime import inference as inference_module
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
@@ -252,6 +255,22 @@ def test_a_robot_that_says_done_ends_the_run(robot: FakeRobot, tiny_spec: Policy
     robot.done = True
     result = _run(robot, FakePolicy(tiny_spec))
     assert (result.stopped_by, len(robot.commands)) == ("done", 1)
+
+
+@pytest.mark.parametrize("task", ["red", "blue"])
+def test_a_simulated_episode_ends_as_in_the_evaluation(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What success rates are measured with and what drives the robot are the same policy at the same steps."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from point_reach import PictureReader, make_suite
+
+    suite = make_suite()
+    plans = [PlannedEpisode(index=seed, task=task, seed=seed) for seed in range(5)]
+    evaluated = {outcome.result.seed: outcome.result for outcome in run_in_lockstep(PictureReader(), suite, plans, batch=3)}
+    assert len(evaluated) == 5
+    for seed, expected in evaluated.items():
+        robot = SimulatedRobot(suite.make(task), seed=seed)
+        result = drive(robot, PictureReader(), config=dataclasses.replace(INLINE, max_steps=None))
+        assert (robot.success, result.statistics.ticks, result.stopped_by) == (expected.success, expected.steps, "done")
 
 
 def test_deadlines_are_absolute(robot: FakeRobot, tiny_spec: PolicySpec) -> None:
