@@ -50,7 +50,7 @@ def student_to_onnx(student: Student) -> onnx.ModelProto:
 
 
 def text_encoder_to_onnx(encoder: TextEncoder) -> onnx.ModelProto:
-    """instruction.onnx in float32: `input_ids`, `attention_mask` int64 (1, 32) -> `instruction` float32 (1, 384)."""
+    """instruction.onnx in float32: `input_ids`, `attention_mask` int64 (1, 64) -> `instruction` float32 (1, 384)."""
     ones = torch.ones(1, TOKEN_LENGTH, dtype=torch.int64)
     return _export(encoder, [ones, ones.clone()], ["input_ids", "attention_mask"], ["instruction"], prefix="bert.")
 

@@ -58,9 +58,9 @@ def test_it_stays_frozen_in_training(encoder: TextEncoder) -> None:
 
 
 def test_a_long_instruction_is_refused_not_cut(encoder: TextEncoder) -> None:
-    """33 tokens do not fit into 32; the message names the number."""
+    """65 tokens do not fit into 64; the message names the number."""
     assert encoder.tokenize(["cup " * (TOKEN_LENGTH - 2)])[1].sum() == TOKEN_LENGTH
-    with pytest.raises(ObservationError, match="has 33 tokens, at most 32"):
+    with pytest.raises(ObservationError, match="has 65 tokens, at most 64"):
         encoder.encode(["cup " * (TOKEN_LENGTH - 1)])
 
 
