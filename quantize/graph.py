@@ -1,0 +1,143 @@
+"""An ONNX graph that can be edited: constants as arrays, who makes and who reads a value, order restored at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+__all__ = ["WEIGHT_OPS", "Graph", "channel_axis"]
+
+WEIGHT_OPS = ("Conv", "Gemm", "MatMul")
+"""Operators whose second input is a matrix or a stack of filters: nearly all weights and nearly all arithmetic."""
+
+
+class Graph:
+    """A copy of a model, to be changed and turned into a model again.
+
+    Args:
+        model: Left as it is.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        self.nodes: list[onnx.NodeProto] = list(self.model.graph.node)
+        self._constants: dict[str, onnx.TensorProto] = {c.name: c for c in self.model.graph.initializer}
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the model's inputs."""
+        return [value.name for value in self.model.graph.input]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the model's outputs."""
+        return [value.name for value in self.model.graph.output]
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a value is stored in the file."""
+        return name in self._constants
+
+    def constant(self, name: str) -> NDArray[Any]:
+        """The content of a stored value."""
+        return numpy_helper.to_array(self._constants[name])
+
+    def stored_bytes(self, name: str) -> int:
+        """Size of a stored value in the file (two int4 values take one byte)."""
+        tensor = self._constants[name]
+        return len(tensor.raw_data) or numpy_helper.to_array(tensor).nbytes
+
+    def store(self, name: str, value: NDArray[Any]) -> str:
+        """Store a value under a name that is free, or that holds the same value; returns the name."""
+        if name in self._constants:
+            kept = self.constant(name)
+            if kept.dtype == value.dtype and np.array_equal(kept, value):
+                return name
+            raise ValueError(f"the graph has another constant {name!r}")
+        self._constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], output: str | Sequence[str], *, name: str = "", **attributes: Any) -> str:
+        """Add a node; returns its first output. Order does not matter: `finish` sorts."""
+        outputs = [output] if isinstance(output, str) else list(output)
+        self.nodes.append(helper.make_node(op, list(inputs), outputs, name=name or outputs[0], **attributes))
+        return outputs[0]
+
+    def remove(self, node: onnx.NodeProto) -> None:
+        """Take a node out."""
+        self.nodes = [other for other in self.nodes if other is not node]
+
+    def producer(self, value: str) -> onnx.NodeProto | None:
+        """The node that makes a value; None for an input or a constant."""
+        return next((node for node in self.nodes if value in node.output), None)
+
+    def consumers(self, value: str) -> list[onnx.NodeProto]:
+        """The nodes that read a value."""
+        return [node for node in self.nodes if value in node.input]
+
+    def sole_consumer(self, value: str, op: str) -> onnx.NodeProto | None:
+        """The one node that reads a value, if it is of this operator and the value is not an output of the model."""
+        readers = self.consumers(value)
+        alone = len(readers) == 1 and readers[0].op_type == op and value not in self.outputs
+        return readers[0] if alone else None
+
+    def redirect(self, old: str, new: str, *, only: Sequence[onnx.NodeProto] | None = None) -> None:
+        """Let the readers of one value (or some of them) read another."""
+        for node in self.nodes if only is None else only:
+            node.input[:] = [new if name == old else name for name in node.input]
+
+    def weight_nodes(self) -> Iterator[onnx.NodeProto]:
+        """Conv, Gemm and MatMul nodes whose weights are stored in the file, in the order of the graph."""
+        for node in self.nodes:
+            if node.op_type in WEIGHT_OPS and self.is_constant(node.input[1]):
+                yield node
+
+    def finish(self, *, opset: int | None = None) -> onnx.ModelProto:
+        """The model: nodes in order, what no output needs removed, checked in full.
+
+        Args:
+            opset: Another version of the standard operators.
+        """
+        graph = self.model.graph
+        ordered = self._needed_in_order()
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(ordered)
+        used = {name for node in ordered for name in node.input}
+        graph.initializer.extend(tensor for name, tensor in self._constants.items() if name in used)
+        if opset is not None:
+            del self.model.opset_import[:]
+            self.model.opset_import.extend([helper.make_opsetid("", opset)])
+        onnx.checker.check_model(self.model, full_check=True)
+        return self.model
+
+    def _needed_in_order(self) -> list[onnx.NodeProto]:
+        """The nodes that the outputs need, each after those that it reads; copies, since the graph's own list is rewritten."""
+        makers = {output: node for node in self.nodes for output in node.output}
+        ordered: list[onnx.NodeProto] = []
+        done: set[int] = set()
+        stack = [(makers[name], False) for name in reversed(self.outputs)]
+        while stack:
+            node, ready = stack.pop()
+            if id(node) in done:
+                continue
+            if ready:
+                done.add(id(node))
+                ordered.append(onnx.NodeProto.FromString(node.SerializeToString()))
+                continue
+            stack.append((node, True))
+            stack.extend((makers[name], False) for name in reversed(node.input) if name in makers)
+        return ordered
+
+
+def channel_axis(node: onnx.NodeProto) -> int:
+    """The axis of a weight along which each slice makes one output: the axis that has a scale of its own per channel."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return -1

@@ -1,0 +1,326 @@
+"""int8: weights and activations as integers, calibrated on recorded frames; two dialects for two kinds of runtime.
+
+Equation, with a step s and an integer zero z per value (weights: one s per output channel, z = 0)::
+
+    q = clip(round(x / s) + z)          x' = (q - z) s          int32 sum of products, float32 rescaling
+
+"cpu", the fastest on ONNX Runtime: activations uint8, so that ReLU is the clipping at 0 and costs nothing, and FiLM
+inside the convolution. A convolution with FiLM and ReLU is one integer operator, because QLinearConv takes its scale and
+bias at run time::
+
+    relu((s_x s_w acc + b) S + T)  =  s_x (s_w S) (acc + round((b + T / S) / (s_x s_w))),  clipped at 0
+
+acc being the int32 sum, S and T the instruction's scale and shift of a channel (|S| is kept at 1e-4 or more).
+
+"portable", for TensorRT: QuantizeLinear / DequantizeLinear pairs with symmetric int8 activations and float biases; FiLM
+and ReLU stay float. ONNX Runtime runs it too, between float and "cpu" in speed.
+
+Learned by measuring (tests/test_quantize_int8.py, docs/lessons.md): between integer convolutions every float operator costs a
+DequantizeLinear, a QuantizeLinear and itself, which eats what the integers gain; a Gemm with a float bias is not taken as an
+integer kernel, so biases are added after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from actlet.errors import QuantizationError, UnknownNameError
+from quantize.calibration import RangeRule, observe, value_range
+from quantize.film import stack_film
+from quantize.frames import Frames
+from quantize.graph import WEIGHT_OPS, Graph, channel_axis
+
+__all__ = ["Int8Config", "int8_nodes", "quantize_int8", "quantize_weight", "will_be_int8"]
+
+MIN_SCALE = 1e-4  # Smallest |S|: below it the channel's contribution is under a step, but T / S would overflow int32.
+MAX_BIAS = float(1 << 30)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Int8Config:
+    """What becomes int8, and how."""
+
+    dialect: Literal["cpu", "portable"] = "cpu"
+    """Which runtime it is for; see the module's docstring."""
+    rule: RangeRule = "mse"
+    """How the range of an activation is chosen; the default had the least error (docs/lessons.md)."""
+    exclude: tuple[str, ...] = ()
+    """Names of nodes that stay float."""
+    min_weights: int = 1024
+    """Nodes with fewer weights stay float: converting their inputs costs more than they do. In a student these are the first
+    convolutions and the layer of the state, which also gain the most accuracy (0.6 dB)."""
+    weight_levels: int = 127
+    """Largest |q| of a weight. 63 avoids saturation on x86 processors with AVX2 but without VNNI."""
+
+    def __post_init__(self) -> None:
+        if self.dialect not in ("cpu", "portable"):
+            raise QuantizationError(f"dialect {self.dialect!r}, expected 'cpu' or 'portable'.")
+        if self.rule not in ("minmax", "percentile", "mse"):
+            raise QuantizationError(f"rule {self.rule!r}, expected 'minmax', 'percentile' or 'mse'.")
+        if not 1 <= self.weight_levels <= 127:
+            raise QuantizationError(f"weight_levels {self.weight_levels}, expected 1 .. 127.")
+
+
+def will_be_int8(model: onnx.ModelProto, config: Int8Config | None = None) -> list[str]:
+    """Names of the nodes that become int8; every other Conv, Gemm and MatMul stays float.
+
+    All FiLM matrices count as one node, "film", into which they are stacked first.
+
+    Raises:
+        UnknownNameError: `exclude` names a node that has no weights or does not exist.
+        QuantizationError: Nothing would be left to quantize.
+    """
+    graph = Graph(model)
+    stack_film(graph)
+    return _choose(Graph(graph.finish()), config or Int8Config())
+
+
+def quantize_weight(weight: NDArray[np.float32], axis: int, levels: int = 127) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 with one scale per slice along `axis`: int8 values of the same shape, float32 scales (C,)."""
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    scale = (np.maximum(np.abs(weight).max(axis=others), 1e-12) / levels).astype(np.float32)
+    values = np.rint(weight / np.expand_dims(scale, others))
+    return np.clip(values, -levels, levels).astype(np.int8), scale
+
+
+def quantize_int8(model: onnx.ModelProto, frames: Frames, config: Int8Config | None = None) -> onnx.ModelProto:
+    """The int8 form of a float network.
+
+    Args:
+        model: policy.onnx of a float bundle.
+        frames: Recorded inputs to calibrate with.
+        config: What and how.
+
+    Raises:
+        QuantizationError: Nothing to quantize, no frames, or the result is not what was asked for.
+        UnknownNameError: `exclude` names a node that does not exist.
+    """
+    config = config or Int8Config()
+    asked = will_be_int8(model, config)
+    quantized = _Builder(model, asked, frames, config).build()
+    stored = int8_nodes(quantized)
+    if stored != set(asked):
+        raise QuantizationError(
+            f"{len(asked)} nodes were to become int8, {len(stored)} did; missing: {sorted(set(asked) - stored)}, "
+            f"unasked: {sorted(stored - set(asked))}. The graph has a form that is not understood: exclude these nodes."
+        )
+    return quantized
+
+
+def int8_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the Conv, Gemm and MatMul nodes of a file whose weights are stored as int8."""
+    graph = Graph(model)
+    makers = {output: node for node in graph.nodes for output in node.output}
+    found = set()
+    for node in graph.nodes:
+        weight = node.input[3] if node.op_type == "QLinearConv" else node.input[1] if node.op_type in WEIGHT_OPS else ""
+        maker = makers.get(weight)
+        source = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else weight
+        if graph.is_constant(source) and graph.constant(source).dtype == np.int8:
+            found.add(node.name)
+    return found
+
+
+def _choose(graph: Graph, config: Int8Config) -> list[str]:
+    nodes = {node.name: node for node in graph.weight_nodes()}
+    for name in config.exclude:
+        if name not in nodes:
+            raise UnknownNameError("node with weights", name, list(nodes))
+    shapes = {name: graph.constant(node.input[1]).shape for name, node in nodes.items()}
+    chosen = []
+    for name, node in nodes.items():
+        # A stack of matrices has no single channel axis; in a student it is the table of bins, where an error is an action's.
+        plain = len(shapes[name]) == (4 if node.op_type == "Conv" else 2)
+        if name not in config.exclude and plain and np.prod(shapes[name]) >= config.min_weights:
+            chosen.append(name)
+    if not chosen:
+        raise QuantizationError(
+            f"nothing to quantize: of {len(nodes)} nodes with weights, {len(config.exclude)} are excluded and the rest have fewer than "
+            f"{config.min_weights} weights or no plain matrix. Exclude fewer, or lower min_weights."
+        )
+    return chosen
+
+
+class _Builder:
+    """One quantization: the graph while it changes, and the integer grid of every value that has one."""
+
+    def __init__(self, model: onnx.ModelProto, asked: list[str], frames: Frames, config: Int8Config) -> None:
+        self.config, self.graph = config, Graph(model)
+        self.film = stack_film(self.graph)
+        self.sites = {site.conv.name: site for site in self.film.sites} if self.film else {}
+        self.nodes = [node for node in self.graph.weight_nodes() if node.name in asked]
+        values = {node.input[0] for node in self.nodes} | {self._result(node) for node in self.nodes if node.op_type == "Conv"}
+        self.histograms = observe(model, sorted(values), frames)
+        self.integers: set[str] = set()
+        """Values that an integer operator makes; everything else that has an integer form is float first."""
+
+    def build(self) -> onnx.ModelProto:
+        convolutions = [node for node in self.nodes if node.op_type == "Conv"]
+        if self.config.dialect == "portable":
+            for node in convolutions:
+                self._portable_convolution(node)
+        else:
+            self._fold_film([node.name for node in convolutions])
+            for node in convolutions:
+                self._integer_convolution(node)
+            self._integer_sums()
+        for node in self.nodes:
+            if node.op_type != "Conv":
+                self._product(node)
+        return self.graph.finish()
+
+    def _result(self, conv: onnx.NodeProto) -> str:
+        """The value that a convolution's integer operator makes: with "cpu" FiLM and ReLU are part of it."""
+        if self.config.dialect == "portable":
+            return conv.output[0]
+        if conv.name in self.sites:
+            return self.sites[conv.name].relu.output[0]
+        relu = self.graph.sole_consumer(conv.output[0], "Relu")
+        return relu.output[0] if relu is not None else conv.output[0]
+
+    def _grid(self, value: str) -> tuple[str, str, float]:
+        """Names of a value's scale and zero, and its step."""
+        low, high = value_range(self.histograms[value], self.config.rule)
+        if self.config.dialect == "portable":
+            step = max(-low, high, 1e-8) / 127
+            zero: NDArray[np.generic] = np.array(0, np.int8)
+        else:
+            step = max(high - low, 1e-8) / 255
+            zero = np.array(np.clip(round(-low / step), 0, 255), np.uint8)
+        step = float(np.float32(step))
+        return self.graph.store(f"{value}.scale", np.array(step, np.float32)), self.graph.store(f"{value}.zero", zero), step
+
+    def _integer(self, value: str) -> str:
+        """The integer form of a value, made where it is first asked for."""
+        name = f"{value}.integer"
+        if self.graph.producer(name) is None:
+            scale, zero, _ = self._grid(value)
+            self.graph.add("QuantizeLinear", [value, scale, zero], name)
+        return name
+
+    def _rounded(self, value: str) -> str:
+        """A value after rounding to its grid: what operators of the QuantizeLinear / DequantizeLinear form read."""
+        if value in self.integers:
+            return value
+        name = f"{value}.rounded"
+        if self.graph.producer(name) is None:
+            scale, zero, _ = self._grid(value)
+            self.graph.add("DequantizeLinear", [self._integer(value), scale, zero], name)
+        return name
+
+    def _make_integer(self, value: str) -> None:
+        """Say that `value`.integer is made by an operator; float readers of the value read it dequantized."""
+        scale, zero, _ = self._grid(value)
+        self.graph.add("DequantizeLinear", [f"{value}.integer", scale, zero], value)
+        self.integers.add(value)
+
+    def _store_weight(self, node: onnx.NodeProto) -> tuple[str, str, str, NDArray[np.float32]]:
+        """Names of int8 weight, scale and zero, and the scale."""
+        weight, axis = self.graph.constant(node.input[1]), channel_axis(node)
+        values, scale = quantize_weight(weight, axis, self.config.weight_levels)
+        names = [f"{node.input[1]}.{part}" for part in ("int8", "scale", "zero")]
+        self.graph.store(names[0], values)
+        self.graph.store(names[1], scale)
+        self.graph.store(names[2], np.zeros(len(scale), np.int8))
+        return names[0], names[1], names[2], scale
+
+    def _rounded_weight(self, node: onnx.NodeProto) -> str:
+        weight, scale, zero, _ = self._store_weight(node)
+        axis = channel_axis(node) % len(self.graph.constant(weight).shape)
+        return self.graph.add("DequantizeLinear", [weight, scale, zero], f"{node.input[1]}.rounded", axis=axis)
+
+    def _portable_convolution(self, node: onnx.NodeProto) -> None:
+        """Integers in, integers out, float bias: the form that TensorRT and ONNX Runtime fuse."""
+        result, raw = node.output[0], f"{node.output[0]}.raw"
+        bias = node.input[2:]
+        node.input[:] = [self._rounded(node.input[0]), self._rounded_weight(node), *bias]
+        node.output[0] = raw
+        scale, zero, _ = self._grid(result)
+        self.graph.add("QuantizeLinear", [raw, scale, zero], f"{result}.integer")
+        self._make_integer(result)
+
+    def _integer_convolution(self, node: onnx.NodeProto) -> None:
+        """One QLinearConv for convolution, bias, FiLM and ReLU; called in the order of the graph."""
+        source, result = node.input[0], self._result(node)
+        x_scale, x_zero, x_step = self._grid(source)
+        y_scale, y_zero, _ = self._grid(result)
+        weight, scale, zero, steps = self._store_weight(node)
+        if node.name in self.sites:
+            site = self.sites[node.name]
+            scale, bias = f"{node.name}.film_weight_scale", f"{node.name}.film_bias"
+            replaced = [node, site.scale, site.shift, site.relu]
+        else:
+            bias = self.graph.store(f"{node.name}.bias_int32", _integer_bias(self._bias(node) / (x_step * steps)))
+            replaced = [node, *([relu] if (relu := self.graph.sole_consumer(node.output[0], "Relu")) is not None else [])]
+        for old in replaced:
+            self.graph.remove(old)
+        inputs = [self._integer(source), x_scale, x_zero, weight, scale, zero, y_scale, y_zero, bias]
+        self.graph.add("QLinearConv", inputs, f"{result}.integer", name=node.name)
+        self.graph.nodes[-1].attribute.extend(node.attribute)
+        self._make_integer(result)
+
+    def _bias(self, conv: onnx.NodeProto) -> NDArray[np.float32]:
+        channels = self.graph.constant(conv.input[1]).shape[0]
+        return self.graph.constant(conv.input[2]) if len(conv.input) > 2 else np.zeros(channels, np.float32)
+
+    def _fold_film(self, chosen: list[str]) -> None:
+        """The run-time scales and biases of all convolutions with FiLM, as a few operators on one long vector."""
+        if self.film is None:
+            return
+        graph, sites = self.graph, self.film.sites
+        inside = [site.conv.name in chosen for site in sites]
+        steps = [self._store_weight(s.conv)[3] if i else np.ones(s.channels, np.float32) for s, i in zip(sites, inside, strict=True)]
+        x_steps = [self._grid(site.conv.input[0])[2] if i else 1.0 for site, i in zip(sites, inside, strict=True)]
+        inverse = [1 / (x * s) if i else 0 * s for x, s, i in zip(x_steps, steps, inside, strict=True)]
+        biases = np.concatenate([self._bias(site.conv) for site in sites]).astype(np.float32)
+        lengths = graph.store("film.site_lengths", np.array(self.film.sizes))
+        flat = graph.add("Reshape", [self.film.vector, graph.store("film.flat_shape", np.array([-1]))], "film.flat")  # (2 N,)
+        graph.add("Split", [flat, graph.store("film.half_lengths", np.array([len(biases)] * 2))], ["film.raw_scale", "film.shift"])
+        least = graph.store("film.least", np.array(MIN_SCALE, np.float32))
+        tiny = graph.add("Less", [graph.add("Abs", ["film.raw_scale"], "film.abs"), least], "film.tiny")
+        scale = graph.add("Where", [tiny, least, "film.raw_scale"], "film.scale")
+        weight_scale = graph.add("Mul", [scale, graph.store("film.weight_steps", np.concatenate(steps))], "film.weight_scale")
+        ratio = graph.add("Div", ["film.shift", scale], "film.ratio")
+        summed = graph.add("Add", [ratio, graph.store("film.conv_bias", biases)], "film.bias_sum")
+        in_steps = graph.add("Mul", [summed, graph.store("film.per_step", np.concatenate(inverse).astype(np.float32))], "film.bias_steps")
+        limits = [graph.store(f"film.bias_{end}", np.array(sign * MAX_BIAS, np.float32)) for end, sign in (("low", -1), ("high", 1))]
+        clipped = graph.add("Clip", [graph.add("Round", [in_steps], "film.bias_rounded"), *limits], "film.bias_clipped")
+        integer = graph.add("Cast", [clipped], "film.bias_int32", to=onnx.TensorProto.INT32)
+        graph.add("Split", [weight_scale, lengths], [f"{site.conv.name}.film_weight_scale" for site in sites])
+        graph.add("Split", [integer, lengths], [f"{site.conv.name}.film_bias" for site in sites])
+
+    def _integer_sums(self) -> None:
+        """A residual sum whose two sides and result are integers anyway is computed on them."""
+        for node in self.graph.nodes:
+            wanted = node.op_type == "Add" and f"{node.output[0]}.integer" in {name for n in self.graph.nodes for name in n.output}
+            if wanted and all(name in self.histograms for name in node.input):
+                node.input[:] = [self._rounded(name) for name in node.input]
+
+    def _product(self, node: onnx.NodeProto) -> None:
+        """x W on integers with a float result; the bias is added after it, because ONNX Runtime takes no float bias inside."""
+        reshape = self.graph.producer(node.input[0])
+        if reshape is not None and reshape.op_type == "Reshape" and reshape.input[0] in self.integers:
+            self._reshape_integers(reshape)
+        bias = node.input[2:]
+        node.input[:] = [self._rounded(node.input[0]), self._rounded_weight(node)]
+        if bias:
+            result, raw = node.output[0], f"{node.output[0]}.raw"
+            node.output[0] = raw
+            self.graph.add("Add", [raw, bias[0]], result, name=f"{node.name}.bias")
+
+    def _reshape_integers(self, reshape: onnx.NodeProto) -> None:
+        """Reshape the integers instead of the floats: the same grid on both sides."""
+        source, result = reshape.input[0], reshape.output[0]
+        self.histograms[result] = self.histograms[source]
+        self.graph.remove(reshape)
+        self.graph.add("Reshape", [f"{source}.integer", reshape.input[1]], f"{result}.integer", name=reshape.name)
+        self._make_integer(result)
+
+
+def _integer_bias(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    return np.clip(np.rint(values), -MAX_BIAS, MAX_BIAS).astype(np.int32)
