@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from actlet.provenance import utc_now
 from actlet.storage import write_json
 from benchmarks.closed_loop import ClosedLoopConfig, compare, run_episodes, summarise
 from benchmarks.latency import LatencyConfig, measure_latency
-from benchmarks.machine import describe_machine, describe_versions, now
+from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.policies import Contender, parse_contenders
 from benchmarks.results import make_results, write_results
 from benchmarks.tables import closed_loop_table, latency_table, results_table
@@ -98,7 +99,7 @@ def _document(arguments: argparse.Namespace, closed_loop: Any, latency: Any) -> 
     if latency is not None:
         return dict(latency)
     assert closed_loop is not None
-    about = {"date": now(), "machine": describe_machine(), "versions": describe_versions(), "suite": arguments.suite}
+    about = {"date": utc_now(), "machine": describe_machine(), "versions": describe_versions(), "suite": arguments.suite}
     return {**about, "policies": [{"name": name, **row} for name, row in closed_loop.items()]}
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from actlet import __version__
+from actlet.provenance import utc_now
 from actlet.storage import read_json, sha256, write_json
-from benchmarks.machine import now
 
 __all__ = ["Chain", "cpu_seconds", "tree_hash"]
 
@@ -87,7 +87,7 @@ class Chain:
         shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
         wall, cpu = time.monotonic(), cpu_seconds()
         work(place)
-        record = {"name": name, "title": title, "wall_s": time.monotonic() - wall, "cpu_s": cpu_seconds() - cpu, "date": now()}
+        record = {"name": name, "title": title, "wall_s": time.monotonic() - wall, "cpu_s": cpu_seconds() - cpu, "date": utc_now()}
         write_json(stamp, {"fingerprint": fingerprint, "asked": asked, "output": tree_hash(place), "record": record})
         self.records.append({**record, "skipped": False})
         print(f"    {_cost(record)}", file=sys.stderr, flush=True)

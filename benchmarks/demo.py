@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,7 +150,7 @@ def _students(chain: Chain, config: DemoConfig, teacher: Path) -> dict[str, Path
         bundles[precision] = chain.stage(
             precision,
             f"quantize the student to {precision}",
-            lambda place, precision=precision: stages.quantize(place, bundles["float"], precision, data),
+            functools.partial(stages.quantize_student, bundle=bundles["float"], precision=precision, data=data),
             arguments={"precision": precision},
             inputs={"bundle": bundles["float"], "data": data},
         )

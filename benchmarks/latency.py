@@ -35,10 +35,11 @@ from tqdm import tqdm
 
 from actlet.errors import ActletError, SpecError
 from actlet.protocols import Observation, Policy
+from actlet.provenance import utc_now
 from actlet.statistics import latency_summary
 from benchmarks.arithmetic import gemm_gflops, gemm_seconds
-from benchmarks.machine import describe_machine, describe_versions, now
-from benchmarks.policies import Contender, Sample, open_policy, samples_for, weigh
+from benchmarks.machine import describe_machine, describe_versions
+from benchmarks.policies import Contender, Sample, open_policy, samples_for, share_parameters, weigh
 
 __all__ = ["LatencyConfig", "Timings", "measure_by_turns", "measure_latency", "peak_memory_bytes"]
 
@@ -158,6 +159,7 @@ def measure_latency(contenders: Sequence[Contender], config: LatencyConfig | Non
     torch.set_num_threads(1)
     timings, products = measure_by_turns(policies, samples, config, progress=progress)
     weights = {c.name: weigh(c, policies[c.name], samples[0]) for c in contenders}
+    share_parameters(contenders, weights)
     torch.set_num_threads(threads_before)
     policies.clear()
     ceiling = gemm_gflops(float(np.median(products)))
@@ -169,7 +171,7 @@ def measure_latency(contenders: Sequence[Contender], config: LatencyConfig | Non
         row["peak_memory_bytes"] = peak_memory_bytes(contender.path)
         rows[contender.name] = row
     return {
-        "date": now(),
+        "date": utc_now(),
         "machine": machine,
         "versions": describe_versions(),
         "ceiling_gflops": {"best": gemm_gflops(min(products)), "median": ceiling},

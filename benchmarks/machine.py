@@ -5,8 +5,6 @@ A latency without these is not reproducible, so every result of `benchmarks` car
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -14,7 +12,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe_machine", "describe_versions", "now", "run_tool"]
+from actlet.provenance import git_commit, package_versions
+
+__all__ = ["describe_machine", "describe_versions", "run_tool"]
 
 # Instruction sets that decide how fast float32, int8 and 16-bit arithmetic are. x86 names, then Arm's.
 _TELLING_FLAGS = (
@@ -25,11 +25,6 @@ _PACKAGES = (
     *("actlet", "numpy", "onnxruntime", "onnx", "onnxscript", "torch", "transformers", "accelerate", "bitsandbytes", "peft"),
     *("mujoco", "metaworld", "gymnasium", "pyarrow", "pillow", "tensorrt"),
 )
-
-
-def now() -> str:
-    """The time, UTC, ISO 8601 to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def run_tool(*command: str) -> str | None:
@@ -90,13 +85,5 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_versions() -> dict[str, str]:
     """Python, every package that shapes a figure and is installed, and the commit where the source is a git checkout."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    commit = run_tool("git", "-C", str(Path(__file__).resolve().parents[1]), "describe", "--always", "--dirty", "--abbrev=12")
-    if commit and (Path(__file__).resolve().parents[1] / ".git").exists():
-        versions["commit"] = commit
-    return versions
+    commit = git_commit()
+    return {"python": platform.python_version(), **package_versions(_PACKAGES), **({"commit": commit} if commit else {})}

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from actlet.errors import CallerError
-from actlet.manifest import MANIFEST_NAME, read_manifest
+from actlet.manifest import MANIFEST_NAME, Manifest, manifest_hash, read_manifest
 from actlet.protocols import Observation, Policy
 from actlet.specs import PolicySpec
 from actlet.storage import read_json
 from benchmarks.arithmetic import count_graph, count_torch
 
-__all__ = ["Contender", "Sample", "kind_of", "open_policy", "parse_contenders", "samples_for", "weigh"]
+__all__ = ["Contender", "Sample", "kind_of", "open_policy", "parse_contenders", "samples_for", "share_parameters", "weigh"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,19 +82,21 @@ def open_policy(path: str | Path, threads: int = 1) -> Policy:
     return load_teacher(path)
 
 
-def weigh(contender: Contender, policy: Policy, sample: Sample) -> dict[str, int]:
+def weigh(contender: Contender, policy: Policy, sample: Sample) -> dict[str, Any]:
     """Size and arithmetic of the network that answers every decision.
 
     What is computed once per instruction (the student's sentence encoder) is not in it; `bundle_bytes` is all that a robot stores.
 
     Returns:
-        ``parameters, size_bytes`` (of the weights: the file policy.onnx, or what torch holds in memory), ``macs``, and for a bundle ``bundle_bytes``.
+        ``parameters, size_bytes`` (of the weights: the file policy.onnx, or what torch holds in memory), ``macs``, and for a bundle
+        ``bundle_bytes`` and ``precisions``: nodes and bytes of its weights, by what was asked and what is really executed.
     """
     if kind_of(contender.path) == "bundle":
         network = contender.path / "policy.onnx"
         count = count_graph(network)
-        sizes = {"size_bytes": network.stat().st_size, "bundle_bytes": read_manifest(contender.path).size_bytes}
-        return {"parameters": count.parameters, "macs": count.macs, **sizes}
+        manifest = read_manifest(contender.path)
+        sizes = {"size_bytes": network.stat().st_size, "bundle_bytes": manifest.size_bytes}
+        return {"parameters": count.parameters, "macs": count.macs, **sizes, "precisions": _precisions(manifest)}
     module: Any = getattr(policy, "student", policy)
     weights = list(module.parameters())
     return {
@@ -102,6 +104,29 @@ def weigh(contender: Contender, policy: Policy, sample: Sample) -> dict[str, int
         "size_bytes": sum(weight.numel() * weight.element_size() for weight in weights),
         "macs": count_torch(policy, sample.observation, sample.instruction),
     }
+
+
+def _precisions(manifest: Manifest) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for node in manifest.nodes:
+        asked, executed = node.asked, node.executed or "unknown"
+        group = groups.setdefault((asked, executed), {"asked": asked, "executed": executed, "nodes": 0, "weight_bytes": 0})
+        group["nodes"] += 1
+        group["weight_bytes"] += node.weight_bytes
+    return [groups[key] for key in sorted(groups)]
+
+
+def share_parameters(contenders: Sequence[Contender], weights: dict[str, dict[str, Any]]) -> None:
+    """Give a quantized bundle the parameter count of the float bundle that it was made from, if that is among them.
+
+    Its own graph holds the same weights in another packing, with scales that are no parameters.
+    """
+    bundles = [contender for contender in contenders if kind_of(contender.path) == "bundle"]
+    names = {manifest_hash(contender.path): contender.name for contender in bundles}
+    for contender in bundles:
+        for parent in read_manifest(contender.path).lineage.parents:
+            if parent in names:
+                weights[contender.name]["parameters"] = weights[names[parent]]["parameters"]
 
 
 def parse_contenders(words: Sequence[str]) -> list[Contender]:

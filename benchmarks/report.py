@@ -57,6 +57,7 @@ def render_report(results: Mapping[str, Any], *, pictures: Path | None = None) -
         cards=_cards(policies),
         plots={name: markupsafe.Markup(drawing) for name, drawing in drawings.items()},
         compared=[policy for policy in policies if "compared" in policy],
+        precisions=[{"name": policy["name"], **group} for policy in policies for group in policy.get("precisions", [])],
         thresholds=[dataclasses.asdict(threshold) for threshold in judge(results)],
         pictures=_films(pictures),
         total={

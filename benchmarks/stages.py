@@ -23,6 +23,9 @@ from episodes.seeds import REPORT_SEED_START
 from episodes.simulated_robot import SimulatedRobot
 from episodes.suites import make_suite
 from export.to_bundle import export_student
+from quantize.int4 import Int4Config
+from quantize.int8 import Int8Config
+from quantize.quantize_bundle import quantize_bundle
 from runtime.control_loop import drive
 
 __all__ = ["DemoConfig"]
@@ -131,6 +134,12 @@ def real_data_entry(checkpoint: Path, data: Path, config: DemoConfig) -> dict[st
 def export_float(out: Path, checkpoint: Path) -> None:
     """Export the student as a float bundle."""
     print("\n".join(export_student(checkpoint, out).lines()), file=sys.stderr)
+
+
+def quantize_student(out: Path, bundle: Path, precision: str, data: Path) -> None:
+    """Quantize the float bundle to "int8" or "int4"."""
+    report = quantize_bundle(bundle, out, config=Int8Config() if precision == "int8" else Int4Config(), data=data)
+    print("\n".join(report.lines()), file=sys.stderr)
 
 
 def drive_arm(out: Path, config: DemoConfig, bundle: Path) -> None:
