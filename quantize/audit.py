@@ -78,7 +78,7 @@ def summary(nodes: Collection[NodePrecision]) -> list[str]:
 
 def _origin(name: str) -> str:
     """The name that a node of the optimised graph had in the file."""
-    return re.sub(r"(_nchwc)?(_token_\d+)?$", "", name.removeprefix("fused "))
+    return re.sub(r"(_pre_q)?(_nchwc)?(_token_\d+)?$", "", name.removeprefix("fused "))
 
 
 def _stored_weights(graph: Graph, makers: dict[str, onnx.NodeProto], node: onnx.NodeProto) -> Iterator[str]:

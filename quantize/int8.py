@@ -172,6 +172,7 @@ class _Builder:
         for node in self.nodes:
             if node.op_type != "Conv":
                 self._product(node)
+        self._keep_float()
         return self.graph.finish()
 
     def _result(self, conv: onnx.NodeProto) -> str:
@@ -300,6 +301,17 @@ class _Builder:
             wanted = node.op_type == "Add" and f"{node.output[0]}.integer" in {name for n in self.graph.nodes for name in n.output}
             if wanted and all(name in self.histograms for name in node.input):
                 node.input[:] = [self._rounded(name) for name in node.input]
+
+    def _keep_float(self) -> None:
+        """ONNX Runtime rounds a float node's weights by itself where the node stands, with its ReLU, between integers.
+
+        It knows ReLU but not max(x, 0), which is the same and keeps the node float.
+        """
+        for node in self.graph.weight_nodes():
+            relu = self.graph.sole_consumer(node.output[0], "Relu")
+            if relu is not None:
+                relu.op_type = "Max"
+                relu.input.append(self.graph.store("float.zero", np.array(0, np.float32)))
 
     def _product(self, node: onnx.NodeProto) -> None:
         """x W on integers with a float result; the bias is added after it, because ONNX Runtime takes no float bias inside."""

@@ -1,0 +1,138 @@
+"""int4: bounded rounding per block, packed in the file, unpacked once at load; file shares of the default student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import TINY_SPEC, blob_frames
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from actlet.action_tokens import ActionTokenizer
+from actlet.errors import QuantizationError, UnknownNameError
+from actlet.specs import CameraSpec, ObservationSpec, PolicySpec
+from distill.student import Student
+from export.to_onnx import student_to_onnx
+from quantize.audit import audit, executed_operators
+from quantize.frames import Frames, frames_of_golden
+from quantize.int4 import BLOCK, Int4Config, int4_nodes, quantize_blocks, quantize_int4, will_be_int4
+from quantize.int8 import quantize_int8
+from quantize.output_error import compare_outputs
+from runtime.bundle import load_bundle
+from runtime.ort_backend import OrtModel
+
+
+def _weights(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_t(3 + seed % 9, (16, BLOCK)) * 10.0 ** rng.uniform(-4, 1)).astype(np.float32)
+
+
+@given(st.integers(0, 2**31))
+def test_no_weight_moves_by_more_than_half_a_step(seed: int) -> None:
+    """|w - s q| <= |s| / 2 wherever q is not at an end of -8 .. 7."""
+    weight = _weights(seed)
+    values, scale = quantize_blocks(weight)
+    step = scale.astype(np.float32)
+    inside = (values > -8) & (values < 7)
+    assert (values >= -8).all()
+    assert (values <= 7).all()
+    assert inside.any()
+    assert (np.abs(weight - values * step) <= np.abs(step) * (0.5 + 1e-3))[inside].all()
+
+
+@given(st.integers(0, 2**31))
+def test_the_search_is_no_worse_than_plain_rounding(seed: int) -> None:
+    """Squared error of every block against s = max|w| / 7, the usual rule, rounded to float16 like ours."""
+    weight = _weights(seed)
+    values, scale = quantize_blocks(weight)
+    plain = np.maximum((np.abs(weight).max(1, keepdims=True) / 7).astype(np.float16).astype(np.float32), 6e-8)
+    usual = ((np.clip(np.rint(weight / plain), -8, 7) * plain - weight) ** 2).sum(1)
+    ours = ((values * scale.astype(np.float32) - weight) ** 2).sum(1)
+    assert (ours <= usual * (1 + 1e-5)).all()
+
+
+def test_zeros_and_leftovers() -> None:
+    """A block of zeros stays zero; what does not fill a block is filled up."""
+    values, scale = quantize_blocks(np.zeros((3, 11), np.float32))
+    assert values.shape == (2, BLOCK)
+    assert not values.any()
+    assert np.isfinite(scale).all()
+
+
+def _linear(rows: int, columns: int) -> onnx.ModelProto:
+    weight = np.random.default_rng(0).normal(size=(rows, columns)).astype(np.float32)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, columns])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], "g", [x], [y], [numpy_helper.from_array(weight, "w")]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (37, 31)])
+def test_the_network_uses_exactly_the_rounded_weights(shape: tuple[int, int]) -> None:
+    """Feeding unit vectors reads the weights back, also where the last block is not full."""
+    model = _linear(*shape)
+    values, scale = quantize_blocks(numpy_helper.to_array(model.graph.initializer[0]))
+    expected = (values * scale.astype(np.float32)).reshape(-1)[: shape[0] * shape[1]].reshape(shape)
+    network = OrtModel(quantize_int4(model).SerializeToString())
+    got = np.concatenate([network.run({"x": row[None]})["y"] for row in np.eye(shape[0], dtype=np.float32)])
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_weights_are_unpacked_at_load_not_at_every_step(tiny_float_bundle: Path) -> None:
+    """The graph that runs has float's operators and no more: nothing of the unpacking is left in it."""
+    model = onnx.load(tiny_float_bundle / "policy.onnx")
+
+    def operators(network: onnx.ModelProto) -> list[str]:
+        return sorted(op for _, op in executed_operators(network))
+
+    assert operators(quantize_int4(model)) == operators(model)
+
+
+def test_every_asked_node_is_stored_as_int4(tiny_float_bundle: Path) -> None:
+    """Convolutions, products and FiLM; executed in float, which the audit says."""
+    model = onnx.load(tiny_float_bundle / "policy.onnx")
+    asked = will_be_int4(model)
+    quantized = quantize_int4(model, Int4Config(exclude=("queries",)))
+    nodes = audit(quantized, int4=int4_nodes(quantized))
+    assert {node.name for node in nodes if node.asked == "int4"} == set(asked) - {"queries"}
+    assert {node.executed for node in nodes} == {"float32"}
+    assert {node.op for node in nodes if node.asked == "int4"} == {"Conv", "Gemm"}
+
+
+def test_int4_answers_stay_near(tiny_float_bundle: Path) -> None:
+    """Above 10 dB on the untrained tiny student, where four bits cost the most."""
+    bundle = load_bundle(tiny_float_bundle)
+    model = onnx.load(tiny_float_bundle / "policy.onnx")
+    networks = [OrtModel(network.SerializeToString()) for network in (model, quantize_int4(model))]
+    manifest = bundle.manifest
+    error = compare_outputs(networks[0], networks[1], frames_of_golden(bundle.golden), manifest.spec, manifest.tokenizer)
+    assert error.sqnr_db > 10
+
+
+def test_impossible_requests_are_errors(tiny_float_bundle: Path) -> None:
+    """Nothing left to quantize, or a node that does not exist."""
+    model = onnx.load(tiny_float_bundle / "policy.onnx")
+    with pytest.raises(QuantizationError, match=r"nothing to quantize: of .* Exclude fewer"):
+        quantize_int4(model, Int4Config(min_weights=10**9))
+    with pytest.raises(UnknownNameError, match=r"unknown node with weights 'querys'. Did you mean 'queries'"):
+        quantize_int4(model, Int4Config(exclude=("querys",)))
+
+
+def test_files_of_the_default_student_are_small() -> None:
+    """policy.onnx as a share of float: int8 at most 30 %, int4 at most 22 %, scales and the float rest included."""
+    cameras = tuple(CameraSpec(name=name, height=128, width=128) for name in ("front", "wrist"))
+    observation = ObservationSpec(cameras=cameras, state_names=tuple("abcdefg"), state_units=("1",) * 7)
+    spec = PolicySpec(observation=observation, action=TINY_SPEC.action, timing=TINY_SPEC.timing)
+    low, high = np.array(spec.action.low, np.float32), np.array(spec.action.high, np.float32)
+    model = student_to_onnx(Student(spec, ActionTokenizer(low, high)))
+    rng = np.random.default_rng(0)
+    pictures = {camera.name: blob_frames(rng, 2, 128, 128) for camera in cameras}
+    frames = Frames(pictures, rng.normal(size=(2, 7)).astype(np.float32), rng.normal(size=(2, 384)).astype(np.float32) / 20)
+    assert quantize_int8(model, frames).ByteSize() <= 0.30 * model.ByteSize()
+    assert quantize_int4(model).ByteSize() <= 0.22 * model.ByteSize()

@@ -1,0 +1,205 @@
+"""int8: bounded rounding, the asked nodes and no others, close to float, and really executed on integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, numpy_helper
+
+from actlet.errors import QuantizationError, UnknownNameError
+from actlet.manifest import Manifest
+from quantize.audit import audit
+from quantize.calibration import Histogram, observe, value_range
+from quantize.film import stack_film
+from quantize.frames import Frames, frames_of_golden
+from quantize.graph import Graph
+from quantize.int8 import Int8Config, int8_nodes, quantize_int8, quantize_weight, will_be_int8
+from quantize.output_error import OutputError, compare_outputs
+from runtime.bundle import load_bundle
+from runtime.ort_backend import OrtModel
+
+DIALECTS: tuple[Literal["cpu", "portable"], ...] = ("cpu", "portable")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_float_bundle: Path) -> onnx.ModelProto:
+    return onnx.load(tiny_float_bundle / "policy.onnx")
+
+
+@pytest.fixture(scope="module")
+def frames(tiny_float_bundle: Path) -> Frames:
+    return frames_of_golden(load_bundle(tiny_float_bundle).golden)
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_float_bundle: Path) -> Manifest:
+    return load_bundle(tiny_float_bundle).manifest
+
+
+def _run(model: onnx.ModelProto, frames: Frames, row: int = 0) -> np.ndarray:
+    return OrtModel(model.SerializeToString()).run(frames.feeds(row))["actions"]
+
+
+def _error(parent: onnx.ModelProto, child: onnx.ModelProto, frames: Frames, manifest: Manifest) -> OutputError:
+    networks = [OrtModel(network.SerializeToString()) for network in (parent, child)]
+    return compare_outputs(networks[0], networks[1], frames, manifest.spec, manifest.tokenizer)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0, 1, -1]), st.sampled_from([63, 127]))
+def test_no_weight_moves_by_more_than_half_a_step(seed: int, axis: int, levels: int) -> None:
+    """|w - s q| <= s / 2, |q| <= levels, one scale per channel."""
+    weight = (np.random.default_rng(seed).standard_t(3, (6, 10)) * 10.0 ** (seed % 7 - 4)).astype(np.float32)
+    values, scale = quantize_weight(weight, axis, levels)
+    step = scale[:, None] if axis == 0 else scale[None]
+    assert values.dtype == np.int8
+    assert np.abs(values.astype(int)).max() <= levels
+    assert (np.abs(weight - values * step) <= step * (0.5 + 1e-4)).all()
+
+
+@pytest.mark.parametrize(("dialect", "least_db"), [("cpu", 22.0), ("portable", 17.0)])
+def test_int8_stays_close_to_float(
+    model: onnx.ModelProto, frames: Frames, manifest: Manifest, dialect: Literal["cpu", "portable"], least_db: float
+) -> None:
+    """Signal to quantization noise of the continuous actions; "cpu" rounds less often, and has twice the steps after a ReLU."""
+    error = _error(model, quantize_int8(model, frames, Int8Config(dialect=dialect)), frames, manifest)
+    assert error.sqnr_db > least_db
+    assert error.largest < 0.1
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_asked_node_runs_on_integers(model: onnx.ModelProto, frames: Frames, dialect: Literal["cpu", "portable"]) -> None:
+    """Read from the graph that ONNX Runtime made, not from ours; every other node runs in float."""
+    config = Int8Config(dialect=dialect)
+    asked = will_be_int8(model, config)
+    nodes = audit(quantize_int8(model, frames, config), int8=asked)
+    assert len(asked) > 8
+    assert {node.name for node in nodes if node.asked == "int8"} == set(asked)
+    assert all(node.executed == node.asked for node in nodes), [node for node in nodes if node.executed != node.asked]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_excluded_node_stays_float_and_runs_in_float(
+    model: onnx.ModelProto, frames: Frames, dialect: Literal["cpu", "portable"]
+) -> None:
+    """A convolution with FiLM, one without, a product after a reshape: ONNX Runtime does not round them either."""
+    exclude = ("trunks.0.blocks.2.convolution", "squeezes.1.3", "mix.0")
+    config = Int8Config(dialect=dialect, exclude=exclude, min_weights=200)
+    assert "squeezes.0.0" in will_be_int8(model, config)
+    quantized = quantize_int8(model, frames, config)
+    executed = {node.name: (node.asked, node.executed) for node in audit(quantized, int8=int8_nodes(quantized))}
+    assert [executed[name] for name in exclude] == [("float32", "float32")] * 3
+    assert "int8" in executed["trunks.0.blocks.1.convolution"]
+    small = quantize_int8(model, frames, Int8Config(dialect=dialect, exclude=("squeezes.0.0",), min_weights=200))
+    assert {n.name: n.executed for n in audit(small)}["squeezes.0.0"] == "float32"
+
+
+def test_portable_is_what_tensorrt_reads(model: onnx.ModelProto, frames: Frames) -> None:
+    """Symmetric int8 everywhere, no uint8, no int32 biases, weights per channel, standard operators of opset 18."""
+    quantized = quantize_int8(model, frames, Int8Config(dialect="portable"))
+    graph = Graph(quantized)
+    pairs = [node for node in graph.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) > 20
+    for node in pairs:
+        zero = graph.constant(node.input[2])
+        assert zero.dtype == np.int8
+        assert not zero.any()
+    assert not {node.op_type for node in graph.nodes} & {"QLinearConv", "QGemm", "ConvInteger"}
+    assert [(opset.domain, opset.version) for opset in quantized.opset_import] == [("", 18)]
+    weights = [node for node in pairs if graph.is_constant(node.input[0])]
+    assert len(weights) == len(int8_nodes(quantized))
+    assert all(graph.constant(node.input[1]).ndim == 1 for node in weights)
+
+
+def test_stacking_film_changes_nothing(model: onnx.ModelProto, frames: Frames) -> None:
+    """One Gemm instead of six: the same network."""
+    graph = Graph(model)
+    film = stack_film(graph)
+    stacked = graph.finish()
+    assert film is not None
+    assert film.sizes == [16, 32, 32] * 2
+    assert sum(node.op_type == "Gemm" for node in stacked.graph.node) == sum(node.op_type == "Gemm" for node in model.graph.node) - 5
+    for row in range(3):
+        np.testing.assert_allclose(_run(stacked, frames, row), _run(model, frames, row), atol=1e-7)
+
+
+def test_a_channel_that_film_turns_off_is_no_division_by_zero(model: onnx.ModelProto, frames: Frames, manifest: Manifest) -> None:
+    """scale = 0 for half of a block's channels, and -1 for one: relu(shift), and a mirrored channel, in integers as in float."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for constant in changed.graph.initializer:
+        if constant.name == "trunks.0.blocks.1.film.weight":
+            weight = numpy_helper.to_array(constant).copy()
+            weight[:17] = 0
+            constant.CopyFrom(numpy_helper.from_array(weight, constant.name))
+    bias = np.zeros(64, np.float32)
+    bias[:16], bias[16] = -1, -2  # scale = 1 + these
+    bias[32:] = np.linspace(-1, 1, 32)
+    changed.graph.initializer.append(numpy_helper.from_array(bias, "film_bias"))
+    gemm = next(node for node in changed.graph.node if node.name == "trunks.0.blocks.1.film")
+    gemm.input[2:] = ["film_bias"]
+    error = _error(changed, quantize_int8(changed, frames), frames, manifest)
+    assert error.sqnr_db > 20
+
+
+def test_calibration_sees_what_happens(model: onnx.ModelProto, frames: Frames) -> None:
+    """Ranges are those of the values, counted over all frames; a value that does not exist is named."""
+    seen = observe(model, ["state", "relu_1"], frames)["state"]
+    assert (seen.low, seen.high) == (frames.state.min(), frames.state.max())
+    assert seen.counts.sum() == frames.state.size
+    with pytest.raises(QuantizationError, match="'nowhere' is not a float value of the network"):
+        observe(model, ["nowhere"], frames)
+
+
+@given(st.integers(0, 2**31), st.booleans())
+def test_rules_of_ranges(seed: int, positive: bool) -> None:
+    """Every rule covers 0 and lies within minmax; mse is at least as good as minmax on the values themselves."""
+    values = np.random.default_rng(seed).standard_t(5, 20_000)
+    values = np.abs(values) if positive else values
+    histogram = Histogram(float(values.min()), float(values.max()), np.histogram(values, 2048)[0])
+    low, high = value_range(histogram, "minmax")
+    errors = {}
+    for rule in ("minmax", "percentile", "mse"):
+        a, b = value_range(histogram, rule)
+        assert low <= a <= 0 <= b <= high
+        step = (b - a) / 255
+        errors[rule] = ((np.clip(np.rint(values / step), np.rint(a / step), np.rint(b / step)) * step - values) ** 2).mean()
+    assert errors["mse"] <= errors["minmax"] * 1.01
+
+
+def test_impossible_requests_are_errors(model: onnx.ModelProto, frames: Frames) -> None:
+    """No frames, everything excluded, an unknown node, an unknown dialect: each is named."""
+    with pytest.raises(QuantizationError, match="no frames to calibrate with"):
+        quantize_int8(model, frames.take(np.array([], np.int64)))
+    with pytest.raises(QuantizationError, match=r"nothing to quantize: of .* Exclude fewer, or lower min_weights"):
+        quantize_int8(model, frames, Int8Config(min_weights=10**9))
+    with pytest.raises(UnknownNameError, match=r"unknown node with weights 'mix.1'. Did you mean 'mix.\d'"):
+        quantize_int8(model, frames, Int8Config(exclude=("mix.1",)))
+    for wrong, message in (({"dialect": "gpu"}, "'cpu' or 'portable'"), ({"rule": "max"}, "'mse'"), ({"weight_levels": 128}, "1 .. 127")):
+        arguments: dict[str, Any] = wrong
+        with pytest.raises(QuantizationError, match=message):
+            Int8Config(**arguments)
+
+
+def test_a_broken_network_is_not_calibrated(model: onnx.ModelProto, frames: Frames) -> None:
+    """NaN on a recorded frame stops the quantization."""
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    bias = next(constant for constant in broken.graph.initializer if constant.name == "mix.0.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(tuple(bias.dims), np.nan, np.float32), bias.name))
+    with pytest.raises(QuantizationError, match="is not finite on a recorded frame"):
+        quantize_int8(broken, frames)
+
+
+def test_the_parent_is_left_alone(model: onnx.ModelProto, frames: Frames) -> None:
+    """The function returns another model; the float one is as it was, and nothing in it is int8."""
+    before = model.SerializeToString()
+    quantize_int8(model, frames)
+    assert model.SerializeToString() == before
+    assert int8_nodes(model) == set()
+    assert all(constant.data_type != TensorProto.INT8 for constant in model.graph.initializer)
