@@ -184,7 +184,7 @@ def _print(out: Path, results: Mapping[str, Any]) -> None:
     ceiling = results["ceiling_gflops"]
     print(f"\nceiling: {ceiling['median']:.0f} GFLOP/s (float32 product, one thread, this run)\n")
     print(results_table(results["policies"]))
-    print()
+    print("\nA quick run: the chain works; its figures say nothing about quality.\n" if results["quick"] else "")
     for threshold in results["thresholds"]:
         mark = "reached" if threshold["reached"] else "MISSED "
         print(f"{mark}  {threshold['claim']}: {threshold['got']} (asked: {threshold['asked']})")

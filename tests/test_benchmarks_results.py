@@ -157,6 +157,23 @@ def test_a_policy_that_does_not_listen_is_found_out(results: dict[str, Any]) -> 
     assert not verdicts["student-float listens"].advice
 
 
+def test_a_policy_that_does_nothing_reaches_nothing(results: dict[str, Any]) -> None:
+    """Zero success keeps no success and shows no listening, however small the differences are."""
+    for policy in results["policies"]:
+        policy["success"] = policy["success_wrong_instruction"] = 0.0
+    results["policies"][1]["compared"]["difference"] = 0.0
+    behaviour = [threshold for threshold in judge(results) if "listens" in threshold.claim or "keeps" in threshold.claim]
+    assert len(behaviour) == 3
+    assert not any(threshold.reached for threshold in behaviour)
+
+
+def test_a_quick_run_is_not_judged(results: dict[str, Any]) -> None:
+    """Its report says so instead."""
+    results["quick"] = True
+    assert judge(results) == []
+    assert "What was asked, and what was reached" not in render_report(results)
+
+
 def test_a_loss_of_success_is_found_out(results: dict[str, Any]) -> None:
     """The deaf policy does half of the episodes of its parent."""
     pairs = results["policies"][1]["compared"]
