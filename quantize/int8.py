@@ -316,7 +316,7 @@ class _Builder:
 
     def _product(self, node: onnx.NodeProto) -> None:
         """x W on integers with a float result; the bias is added after it, because ONNX Runtime takes no float bias inside."""
-        reshape = self.graph.producer(node.input[0])
+        reshape = self.graph.producer(node.input[0]) if self.config.dialect == "cpu" else None
         if reshape is not None and reshape.op_type == "Reshape" and reshape.input[0] in self.integers:
             self._reshape_integers(reshape)
         bias = node.input[2:]

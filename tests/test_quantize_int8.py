@@ -10,7 +10,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from actlet.errors import QuantizationError, UnknownNameError
 from actlet.manifest import Manifest
@@ -203,3 +203,45 @@ def test_the_parent_is_left_alone(model: onnx.ModelProto, frames: Frames) -> Non
     assert model.SerializeToString() == before
     assert int8_nodes(model) == set()
     assert all(constant.data_type != TensorProto.INT8 for constant in model.graph.initializer)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_other_networks_than_the_students(dialect: Literal["cpu", "portable"]) -> None:
+    """A convolution without ReLU or bias, a MatMul, a Gemm that is not transposed: all on integers, all close."""
+    rng = np.random.default_rng(0)
+    weights = {"w1": (24, 3, 3, 3), "w2": (24 * 64, 40), "w3": (40, 36)}
+    constants = [numpy_helper.from_array((rng.normal(size=shape) / 8).astype(np.float32), name) for name, shape in weights.items()]
+    constants += [
+        numpy_helper.from_array(rng.normal(size=36).astype(np.float32), "b3"),
+        numpy_helper.from_array(np.array([1, 24 * 64]), "s"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Reshape", ["c", "s"], ["flat"], name="reshape"),
+        helper.make_node("MatMul", ["flat", "w2"], ["m"], name="product"),
+        helper.make_node("Tanh", ["m"], ["t"], name="tanh"),
+        helper.make_node("Gemm", ["t", "w3", "b3"], ["actions"], name="last"),
+    ]
+    x, y = (
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8]),
+        helper.make_tensor_value_info("actions", TensorProto.FLOAT, [1, 36]),
+    )
+    graph = helper.make_graph(nodes, "other", [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    seen = [rng.normal(size=(1, 3, 8, 8)).astype(np.float32) for _ in range(20)]
+
+    class Recorded(Frames):
+        def __len__(self) -> int:
+            return len(seen)
+
+        def feeds(self, row: int) -> dict[str, np.ndarray]:
+            return {"x": seen[row]}
+
+    frames = Recorded({}, np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
+    quantized = quantize_int8(model, frames, Int8Config(dialect=dialect, min_weights=1))
+    assert {node.name: node.executed for node in audit(quantized, int8=int8_nodes(quantized))} == dict.fromkeys(
+        ("conv", "product", "last"), "int8"
+    )
+    noise = np.concatenate([_run(quantized, frames, row) - _run(model, frames, row) for row in range(20)])
+    signal = np.concatenate([_run(model, frames, row) for row in range(20)])
+    assert 10 * np.log10(signal.var() / (noise**2).mean()) > 30
