@@ -36,7 +36,7 @@ bench: $(READY) system-packages
 build: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist .
-	scripts/smoke_wheel.sh $(BIN)/python dist/*.whl
+	scripts/smoke_wheel.sh $(BIN)/python dist/*.whl $(wildcard demo/int8)
 
 readme: $(READY)
 	$(BIN)/python -m benchmarks.readme $(ARGS)

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs the wheel in a bare environment outside the repository and uses it there, as a robot would: no torch.
-# Usage: smoke_wheel.sh PYTHON WHEEL
+# Usage: smoke_wheel.sh PYTHON WHEEL [BUNDLE]    with a bundle, it is loaded there and its recorded answers are replayed
 set -euo pipefail
 
 python=$(realpath -s "$1")
 wheel=$(realpath "$2")
 constraints=$(realpath constraints.txt)
+bundle=${3:+$(realpath "$3")}
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 cd "$place"
@@ -14,7 +15,7 @@ cd "$place"
 robot/bin/python -m pip install --quiet -c "$constraints" "$wheel[runtime]"
 robot/bin/actlet --version
 robot/bin/actlet --help >/dev/null
-robot/bin/actlet doctor
+robot/bin/actlet doctor ${bundle:+"$bundle"}
 robot/bin/python - <<'PYTHON'
 import pathlib
 import sys
