@@ -1,7 +1,8 @@
 """Record demonstrations of a scripted expert on all cores: `actlet collect`, or `collect(...)` from Python.
 
-The dataset depends on the arguments alone, not on the number of workers: every episode draws its randomness from its own seed, and
-episodes are written in the order of their seeds. Only successful episodes are kept, and as many seeds are tried as it takes.
+Every scene is recorded with every task, so that only the instruction says what to do. The dataset depends on the arguments alone, not on
+the number of workers: every episode draws its randomness from its task and its scene's seed, and episodes are written scene by scene,
+tasks in turn. Only successful episodes are kept, and as many are tried as it takes.
 
 A finished episode is a whole file in the hidden folder ``.NAME.collecting`` beside the target. After Ctrl-C, a crash or a full disk the
 same command goes on from there (a larger or smaller number of episodes too); when all are there, they are joined into the dataset.
@@ -20,7 +21,7 @@ from pathlib import Path
 from actlet.errors import DatasetError, StorageError, UnknownNameError
 from episodes.demonstration import PerturbationConfig
 from episodes.lerobot_writer import DatasetWriter
-from episodes.recording import Plan, hidden_folder, load_episode, record
+from episodes.recording import Plan, describe_errors, hidden_folder, load_episode, record
 from episodes.suites import make_suite
 
 __all__ = ["CollectionReport", "PerturbationConfig", "add_arguments", "collect", "run"]
@@ -33,10 +34,10 @@ class CollectionReport:
     path: Path
     episodes: int
     """Episodes in the dataset."""
-    failed_seeds: tuple[int, ...]
-    """Seeds whose episode ended without success and was not kept."""
-    errors: dict[int, str]
-    """Seeds whose episode raised an exception, or whose process died, and what was said."""
+    failed: tuple[tuple[str, int], ...]
+    """(task, scene's seed) of the episodes that ended without success and were not kept."""
+    errors: dict[tuple[str, int], str]
+    """(task, scene's seed) of the episodes that raised an exception, or whose process died -> what was said."""
     seconds: float
     """Duration of this call."""
     size_bytes: int
@@ -46,9 +47,9 @@ class CollectionReport:
         rate = self.episodes / self.seconds if self.seconds > 0 else 0.0
         lines = [
             f"{self.path}: {self.episodes} episodes, {self.size_bytes / 1e6:.1f} MB, {self.seconds:.1f} s ({rate:.2f} episodes/s); "
-            f"{len(self.failed_seeds)} without success, {len(self.errors)} with an error."
+            f"{len(self.failed)} without success, {len(self.errors)} with an error."
         ]
-        return "\n".join(lines + [f"  seed {seed}: {message}" for seed, message in sorted(self.errors.items())])
+        return "\n".join(lines + describe_errors(self.errors))
 
 
 def collect(
@@ -70,8 +71,8 @@ def collect(
         suite_name: A suite of `episodes.suites.make_suite`.
         out: The dataset's folder.
         episodes: How many episodes the dataset shall have.
-        tasks: Names of tasks, over which the episodes cycle; None for all of the suite.
-        seed: Number of the run; other numbers give other episodes (see `episodes.seeds`).
+        tasks: Names of tasks, each of which is recorded in every scene; None for all of the suite.
+        seed: Number of the run; other numbers give other scenes (see `episodes.seeds`).
         workers: Processes; None for one per core.
         noise: How executed actions are disturbed; None for the defaults.
         keep_failures: Keep episodes without success too.
@@ -79,7 +80,8 @@ def collect(
         progress: Show a progress bar.
 
     Raises:
-        DatasetError: Too many episodes raise, or too few succeed; or unfinished work of another command is in the way.
+        DatasetError: Too many episodes raise, or too few succeed; a task is named twice; or unfinished work of another command is in
+            the way.
         StorageError: The dataset exists, the disk is full, or another process is collecting at this place.
         UnknownNameError: There is no such suite or task.
     """
@@ -93,6 +95,8 @@ def collect(
     for name in names:
         if name not in suite.tasks:
             raise UnknownNameError(f"task of suite {suite.name!r}", name, suite.tasks)
+    if len(set(names)) < len(names):
+        raise DatasetError(f"tasks {list(names)}: one is named twice, and a scene is recorded once with each. Name it once.")
     noise = noise or PerturbationConfig()
     sample = suite.make(names[0])
     plan = Plan(
@@ -118,7 +122,9 @@ def collect(
     )
     with hidden_folder(out, plan, overwrite) as folder:
         recorded = record(plan, folder, episodes, workers or len(os.sched_getaffinity(0)), progress)
-        writer.provenance |= {"failed_seeds": recorded.failed, "error_seeds": list(recorded.errors)}
+        failed = tuple(plan.episode(number) for number in recorded.failed)
+        errors = {plan.episode(number): message for number, message in recorded.errors.items()}
+        writer.provenance |= {"failed": [list(episode) for episode in failed], "errors": [list(episode) for episode in errors]}
         with writer:
             for number in recorded.kept:
                 writer.add_encoded(load_episode(folder, number))
@@ -126,8 +132,8 @@ def collect(
     return CollectionReport(
         path=out,
         episodes=len(recorded.kept),
-        failed_seeds=tuple(recorded.failed),
-        errors=recorded.errors,
+        failed=failed,
+        errors=errors,
         seconds=time.monotonic() - started,
         size_bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
     )
@@ -139,8 +145,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", default="tabletop", help="which simulated suite (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the dataset's folder")
     parser.add_argument("--episodes", type=int, default=300, help="how many episodes the dataset shall have (default: %(default)s)")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the suite, in turn)")
-    parser.add_argument("--seed", type=int, default=0, help="number of the run; another gives other episodes (default: %(default)s)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the suite)")
+    parser.add_argument("--seed", type=int, default=0, help="number of the run; another gives other scenes (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--noise-sd", type=float, default=default.noise_sd, help="noise on the executed action (default: %(default)s)")
     parser.add_argument("--noise-share", type=float, default=default.noise_share, help="share of steps with noise (default: %(default)s)")
@@ -149,6 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-failures", action="store_true", help="keep episodes without success too")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, also unfinished work of another command")
     parser.epilog = """\
+Every scene is recorded with every task: 600 episodes of 3 tasks show 200 scenes.
 Standard deviations are shares of half an action's range. After Ctrl-C the same command goes on where it was.
 
 examples:

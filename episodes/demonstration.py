@@ -9,6 +9,8 @@ there. So some executed actions are disturbed, and at every state that is met, t
     t=2  expert says a2   a2 is recorded   a2 + kick is executed       (the same kick for `kick_steps` steps)
     ...
     t=T  success          the expert's answer, terminate, is recorded  nothing is executed
+
+The disturbance is drawn from the task's name and the scene's seed: the episodes of one scene are disturbed differently.
 """
 
 from __future__ import annotations
@@ -83,14 +85,14 @@ def demonstrate(task: Task, seed: int, config: PerturbationConfig) -> Episode:
 
     Args:
         task: Any task with an expert.
-        seed: Decides the scene and the disturbance.
+        seed: The scene's seed, which `Task.reset` gets; with the task's name it decides the disturbance too.
         config: How to disturb.
 
     Returns:
         The episode; T is at least 1.
     """
     spec = task.action_spec
-    disturbance = _Disturbance(config, spec, np.random.default_rng([seed, 40]))
+    disturbance = _Disturbance(config, spec, np.random.default_rng([seed, 40, *task.name.encode()]))
     observation, instruction = task.reset(seed)
     seen: list[Observation] = []
     labels: list[NDArray[np.float32]] = []

@@ -1,12 +1,13 @@
-"""Which seeds are for what. No episode that a policy is judged on was ever trained or tuned on.
+"""Which seeds are for what. A seed is a scene's; the episodes of a scene differ in their task. No scene that a policy is judged on was
+ever trained or tuned on.
 
     seeds            used for
-    0 .. 49,999      reports: the episodes on which policies are compared (`REPORT_SEED_START`)
+    0 .. 49,999      reports: the scenes in which policies are compared (`REPORT_SEED_START`)
     50,000 .. 99,999 tuning: choosing checkpoints, thresholds and bit widths (`TUNING_SEED_START`)
     1,000,000 ..     training: demonstrations (`TRAIN_SEED_START`)
 
-A collection with the run number r draws its episodes' seeds from ``TRAIN_SEED_START + r * TRAIN_SEEDS_PER_RUN`` upwards, so that
-two collections with different run numbers share no episode.
+A collection with the run number r draws its scenes' seeds from ``TRAIN_SEED_START + r * TRAIN_SEEDS_PER_RUN`` upwards, so that
+two collections with different run numbers share no scene.
 """
 
 from __future__ import annotations

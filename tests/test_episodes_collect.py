@@ -18,6 +18,7 @@ from expert_points import ExpertPoint
 
 from actlet.command_line import main
 from actlet.errors import ActletError, DatasetError, SpecError, StorageError, UnknownNameError
+from actlet.storage import read_json, write_json
 from episodes import lerobot_writer
 from episodes.collect import CollectionReport, collect
 from episodes.demonstration import PerturbationConfig, demonstrate
@@ -42,17 +43,45 @@ def test_seed_ranges_do_not_overlap() -> None:
 
 
 def test_a_collection_is_a_dataset_of_successes(tmp_path: Path) -> None:
-    """As many successful episodes as asked for, tasks in turn, seeds ascending from the start of the training seeds."""
+    """As many successful episodes as asked for, scene by scene from the start of the training seeds, tasks in turn."""
     report = points_into(tmp_path / "set")
     dataset = open_dataset(tmp_path / "set")
     assert report.episodes == len(dataset) == 6
     assert all(episode.success for episode in dataset.episodes)
-    assert [episode.seed for episode in dataset.episodes] == [TRAIN_SEED_START + i for i in range(6)]
-    assert [episode.task for episode in dataset.episodes] == ["red", "blue"] * 3
+    assert [(episode.task, episode.seed) for episode in dataset.episodes] == [
+        (task, TRAIN_SEED_START + scene) for scene in range(3) for task in ("red", "blue")
+    ]
     assert dataset.provenance["suite_name"] == "expert_points:make_suite"
 
 
-def test_another_run_number_gives_other_episodes(tmp_path: Path) -> None:
+def test_every_scene_is_recorded_with_every_task(tmp_path: Path) -> None:
+    """Each scene has one episode of each task: the same first frame, the task's own instruction."""
+    points_into(tmp_path / "set", 10)
+    first, tasks, instructions = dict[int, set[bytes]](), dict[int, list[str]](), dict[int, set[str]]()
+    for episode in open_dataset(tmp_path / "set").read_all(progress=False):
+        assert episode.seed is not None
+        first.setdefault(episode.seed, set()).add(episode.images["above"][0].tobytes())
+        tasks.setdefault(episode.seed, []).append(episode.task)
+        instructions.setdefault(episode.seed, set()).add(episode.instruction)
+    assert len(tasks) == 5
+    assert all(names == ["red", "blue"] for names in tasks.values())
+    assert all(len(frames) == 1 for frames in first.values())
+    assert all(texts == {"reach the red target", "reach the blue target"} for texts in instructions.values())
+
+
+def test_the_chosen_tasks_share_every_scene(tmp_path: Path) -> None:
+    """With one task chosen, every episode is a scene of its own, the same as without the choice."""
+    points_into(tmp_path / "both", 6)
+    points_into(tmp_path / "blue", 3, tasks=["blue"])
+    both = [episode for episode in open_dataset(tmp_path / "both").read_all(progress=False) if episode.task == "blue"]
+    alone = list(open_dataset(tmp_path / "blue").read_all(progress=False))
+    assert [episode.seed for episode in alone] == [TRAIN_SEED_START + scene for scene in range(3)]
+    for ours, theirs in zip(alone, both, strict=True):
+        assert ours.seed == theirs.seed
+        np.testing.assert_array_equal(ours.action, theirs.action)
+
+
+def test_another_run_number_gives_other_scenes(tmp_path: Path) -> None:
     """Runs draw from ranges of seeds that do not meet."""
     points_into(tmp_path / "set", 2, seed=3)
     assert open_dataset(tmp_path / "set").episodes[0].seed == TRAIN_SEED_START + 3 * TRAIN_SEEDS_PER_RUN
@@ -65,48 +94,52 @@ def test_nothing_hidden_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_the_dataset_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
-    """Two processes write the bytes that one writes, also where seeds fail and are replaced."""
+    """Two processes write the bytes that one writes, also where episodes fail and are replaced."""
     for workers in (1, 2):
         points_into(tmp_path / str(workers), 20, suite="make_troubled", workers=workers)
     assert open_dataset(tmp_path / "1").content_hash == open_dataset(tmp_path / "2").content_hash
 
 
 def test_failures_are_counted_and_replaced(tmp_path: Path) -> None:
-    """A seed without success is reported, and another takes its place."""
+    """An episode without success is reported by task and seed, and another takes its place; the scene keeps its other tasks."""
     report = points_into(tmp_path / "set", 30, suite="make_troubled")
-    assert report.failed_seeds == tuple(TRAIN_SEED_START + i for i in (6, 16, 26))
+    assert report.failed == (("red", TRAIN_SEED_START + 6), ("red", TRAIN_SEED_START + 16))
+    assert "2 without success" in str(report)
     assert report.episodes == 30
+    dataset = open_dataset(tmp_path / "set")
+    assert [episode.task for episode in dataset.episodes if episode.seed == TRAIN_SEED_START + 6] == ["blue"]
+    assert dataset.provenance["failed"] == [["red", TRAIN_SEED_START + 6], ["red", TRAIN_SEED_START + 16]]
 
 
 def test_failures_can_be_kept(tmp_path: Path) -> None:
     """With keep_failures they are in the dataset, marked as failures and without a last step."""
     points_into(tmp_path / "set", 20, suite="make_troubled", keep_failures=True, workers=2)
-    episodes = {episode.seed: episode for episode in open_dataset(tmp_path / "set").episodes}
-    assert not episodes[TRAIN_SEED_START + 6].success
-    assert episodes[TRAIN_SEED_START + 7].success
+    episodes = {(episode.task, episode.seed): episode for episode in open_dataset(tmp_path / "set").episodes}
+    assert not episodes["red", TRAIN_SEED_START + 6].success
+    assert episodes["blue", TRAIN_SEED_START + 6].success
 
 
 def test_an_exception_and_a_dead_process_cost_one_episode_each(tmp_path: Path) -> None:
-    """Both are reported by seed with what happened, and the collection goes on."""
+    """Both are reported by task and seed with what happened, and the collection goes on."""
     report = points_into(tmp_path / "set", 24, suite="make_troubled", workers=2)
     assert report.errors == {
-        TRAIN_SEED_START + 4: "RuntimeError: the arm hit the table",
-        TRAIN_SEED_START + 8: "the process died (signal SIGKILL, perhaps for want of memory)",
+        ("red", TRAIN_SEED_START + 4): "RuntimeError: the arm hit the table",
+        ("blue", TRAIN_SEED_START + 8): "the process died (signal SIGKILL, perhaps for want of memory)",
     }
     assert "2 with an error" in str(report)
-    assert f"seed {TRAIN_SEED_START + 4}: RuntimeError: the arm hit the table" in str(report)
+    assert f"task red, seed {TRAIN_SEED_START + 4}: RuntimeError: the arm hit the table" in str(report)
     assert report.episodes == 24
 
 
 def test_many_exceptions_end_the_collection(tmp_path: Path) -> None:
     """More than a tenth of the episodes: an error with the first of them."""
-    with pytest.raises(DatasetError, match=r"2 episodes raised an error, more than 10% of the 12 asked for:\n.*RuntimeError: no scene"):
+    with pytest.raises(DatasetError, match=r"more than 10% of the 12 asked for:\n  task red, seed 1000000: RuntimeError: no scene"):
         points_into(tmp_path / "set", 12, suite="make_broken")
     assert not (tmp_path / "set").exists()
 
 
 def test_a_hopeless_expert_ends_the_collection(tmp_path: Path) -> None:
-    """When hardly anything succeeds, the search for seeds ends."""
+    """When hardly anything succeeds, the search for episodes ends."""
     with pytest.raises(DatasetError, match=r"0 of 24 episodes succeeded .* 2 are asked for. Disturb less"):
         points_into(tmp_path / "set", 2, suite="make_hopeless")
 
@@ -118,7 +151,7 @@ def test_labels_are_clean_and_execution_is_not() -> None:
     quiet = demonstrate(task, 5, QUIET)
     expected = np.clip(task._goal() - disturbed.state, -0.08, 0.08).astype(np.float32)
     np.testing.assert_allclose(disturbed.action[:-1, 1:3], expected[:-1], atol=1e-6)
-    assert disturbed.state[1].tolist() != quiet.state[1].tolist()
+    assert disturbed.state.tolist() != quiet.state.tolist()
 
 
 def test_the_last_step_terminates_without_motion() -> None:
@@ -146,8 +179,30 @@ def test_flags_and_spared_dimensions_are_never_disturbed() -> None:
     assert (steps[:, 1] != labels[: len(steps), 1]).any()
 
 
-def test_a_demonstration_is_a_function_of_its_seed() -> None:
-    """The same seed gives the same bits, whatever was done before."""
+def test_the_episodes_of_a_scene_are_disturbed_differently() -> None:
+    """What is executed beyond the expert's answer depends on the task, not on the scene alone."""
+
+    def executed(name: str) -> np.ndarray:
+        actions: list[np.ndarray] = []
+
+        class Still(ExpertPoint):
+            def expert_action(self) -> np.ndarray:
+                return np.zeros(4, np.float32)
+
+            def step(self, action: np.ndarray) -> object:
+                actions.append(action)
+                return super().step(action)
+
+        demonstrate(Still(name), 3, PerturbationConfig(noise_sd=0.1, noise_share=1.0, kick_share=0.0))
+        return actions[0]
+
+    red, blue = executed("red"), executed("blue")
+    assert (red[1:3] != 0.0).all()
+    assert (blue[1:3] != red[1:3]).all()
+
+
+def test_a_demonstration_is_a_function_of_task_and_seed() -> None:
+    """The same task and seed give the same bits, whatever was done before."""
     task = ExpertPoint("red")
     first = demonstrate(task, 11, PerturbationConfig())
     demonstrate(task, 12, PerturbationConfig())
@@ -182,9 +237,9 @@ def test_a_killed_collection_goes_on_and_ends_as_if_nothing_had_happened(tmp_pat
     assert 3 <= len(before) < 12
     kept: dict[str, int] = {}
 
-    def remember(folder: Path, seed: int) -> lerobot_writer.EncodedEpisode:
-        kept[f"{seed}.arrow"] = (folder / f"{seed}.arrow").stat().st_mtime_ns
-        return lerobot_writer.EncodedEpisode.from_bytes((folder / f"{seed}.arrow").read_bytes())
+    def remember(folder: Path, number: int) -> lerobot_writer.EncodedEpisode:
+        kept[f"{number}.arrow"] = (folder / f"{number}.arrow").stat().st_mtime_ns
+        return lerobot_writer.EncodedEpisode.from_bytes((folder / f"{number}.arrow").read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("episodes.collect.load_episode", remember)
@@ -226,6 +281,16 @@ def test_unfinished_work_of_another_command_is_not_mixed_in(tmp_path: Path) -> N
     unfinished(tmp_path / "set")
     with pytest.raises(DatasetError, match=r"suite_name was 'expert_points:make_troubled', is .*pass --overwrite to drop it"):
         points_into(tmp_path / "set")
+
+
+def test_unfinished_work_of_an_earlier_numbering_is_not_mixed_in(tmp_path: Path) -> None:
+    """What an earlier version left, in which a number meant another episode, is refused in the same way."""
+    unfinished(tmp_path / "set")
+    about = hidden(tmp_path / "set") / "arguments.json"
+    earlier = {key: value for key, value in read_json(about).items() if key != "recording_version"}
+    write_json(about, earlier)
+    with pytest.raises(DatasetError, match=r"recording_version was None, is 2\).*pass --overwrite to drop it"):
+        points_into(tmp_path / "set", 9, suite="make_troubled")
 
 
 def test_overwrite_drops_unfinished_work(tmp_path: Path) -> None:
@@ -300,6 +365,7 @@ def test_a_full_disk_while_recording_is_said_and_can_be_mended(small_disk: Path)
     [
         ({"suite_name": "tabeltop"}, UnknownNameError, "unknown suite 'tabeltop'. Did you mean 'tabletop'"),
         ({"tasks": ["rad"]}, UnknownNameError, "'rad'. Did you mean 'red'"),
+        ({"tasks": ["red", "red"]}, DatasetError, "one is named twice"),
         ({"episodes": 0}, DatasetError, "episodes 0"),
         ({"workers": 0}, DatasetError, "workers 0"),
         ({"seed": -1}, DatasetError, "seed -1"),
@@ -313,6 +379,13 @@ def test_bad_arguments_are_refused(tmp_path: Path, options: dict[str, object], k
     assert not list(tmp_path.iterdir())
 
 
+def test_the_help_says_that_scenes_are_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who asks for 600 episodes must know how many scenes that is."""
+    with pytest.raises(SystemExit):
+        main(["collect", "--help"])
+    assert "Every scene is recorded with every task" in capsys.readouterr().out
+
+
 def test_the_verb_collects_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`actlet collect` makes the dataset and says how many, how large, how fast."""
     code = main(["collect", "--suite", "expert_points:make_suite", "--episodes", "3", "--workers", "1", "--out", str(tmp_path / "set")])
@@ -323,11 +396,12 @@ def test_the_verb_collects_and_reports(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="the extra 'sim' is not installed")
 def test_the_tabletop_gives_demonstrations(tmp_path: Path) -> None:
-    """One episode of each task: two cameras, eight action dimensions, ended by terminate; the same bits from one and two processes."""
+    """One scene, an episode of each task: two cameras, ended by terminate; the same bits from one and two processes."""
     for workers in (1, 2):
         collect("tabletop", tmp_path / str(workers), 3, workers=workers, progress=False)
     dataset = open_dataset(tmp_path / "1")
     assert [episode.task for episode in dataset.episodes] == ["touch", "lift", "put"]
+    assert len({episode.images["front"][0].tobytes() for episode in dataset.read_all(progress=False)}) == 1
     assert all(episode.action[-1, 0] == 1.0 for episode in dataset.read_all(progress=False))
     assert [camera.name for camera in dataset.observation_spec.cameras] == ["front", "wrist"]
     assert dataset.content_hash == open_dataset(tmp_path / "2").content_hash
