@@ -1,14 +1,14 @@
 """The teacher in RT-2's form: a vision-language model that answers with action tokens, one at a time.
 
     "Q: what action should the robot take to put the red block on the yellow plate?"      (text, once per instruction)
-      └─ frozen language features ─ attention pooling ─ condition c of the vision
+      └─ frozen language features, standardised ─ condition c of the vision
     frames ─ frozen EfficientNet-Lite0 stages ─ FilmTrunk(c) ─ 4x4 tokens per camera
     [text] [state] [vision ...] [" A:"] ─ SmolLM2 layers with LoRA ─ a0 ─ a1 ─ ... ─ a7     (8 tokens, causal)
 
 The K = 256 action tokens overwrite the least used words of the vocabulary, and decoding is constrained to them: the
 output is a softmax over their K embeddings (tied, as the language model ties its own), so a word can never become a
 motion. A continuous token is decoded as the expectation over its bins, rounded to a bin, and that bin's token is what
-the next one sees; a binary one as the more probable half.
+the next one sees; a binary one as the more probable half, terminate only where it is nearly certain.
 
 After Brohan et al. 2023 (RT-2). Differences: text comes before the pictures, so that its keys and values are computed
 once per instruction; the pictures are read in the light of the instruction, as in RT-1; LoRA instead of full
@@ -37,7 +37,7 @@ from actlet.specs import PolicySpec
 from actlet.storage import read_json, sha256, write_bytes, write_json
 from distill.backbones import VISION_CHANNELS, VisionFeatures, load_language_model
 from distill.film_cnn import FilmBlock, FilmTrunk
-from distill.student import _ordinal_embedding
+from distill.student import flag_thresholds, ordinal_embedding
 
 __all__ = ["Rt2Teacher", "TeacherConfig", "load_teacher", "save_teacher"]
 
@@ -51,13 +51,12 @@ _PREFIXES_KEPT = 64  # a prefix of 20 tokens takes 0.3 MB
 class TeacherConfig:
     """The shape of the network."""
 
-    layers: int = 8
+    layers: int = 6
     """Layers of the language model that are kept, of 30."""
     lora_rank: int = 16
     channels: tuple[int, ...] = (96, 128, 192)
     blocks: tuple[int, ...] = (1, 2, 2)
     condition_dim: int = 256
-    pooling_queries: int = 4
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -72,7 +71,7 @@ class Rt2Teacher(nn.Module):
         tokenizer: Bounds of the bins.
         vocabulary_ids: int64 (K,), the token ids that mean actions; the least used of `corpus` when None.
         config: The shape of the network.
-        corpus: Instructions whose words keep their meaning.
+        corpus: The training instructions: their words keep their meaning, their features are what is standardised over.
         state_mean: float32 (S,) of the training data.
         state_std: float32 (S,) of the training data.
     """
@@ -105,21 +104,25 @@ class Rt2Teacher(nn.Module):
         self.language = inject_adapter_in_model(lora, language)
         self.features = VisionFeatures()
         self.vision = nn.ModuleList(_CameraTokens(c, width) for _ in spec.observation.cameras)
-        self.pooling = _AttentionPooling(width, c.pooling_queries, c.condition_dim)
+        self.text_condition = _TextCondition(width, c.condition_dim)
         state_dim = spec.observation.state_dim
         self.state_layer = nn.Sequential(nn.Linear(state_dim, 128), nn.ReLU(), nn.Linear(128, width))
         scale = float(language.embed_tokens.weight.std())
-        ordinal = _ordinal_embedding(tokenizer.bins, width)
+        ordinal = ordinal_embedding(tokenizer.bins, width)
         self.action_tokens = nn.Parameter(ordinal / ordinal.std() * scale)  # (K, width), the overwritten embeddings
-        self.output_scale = nn.Parameter(torch.tensor(1.0))
+        self.output_scale = nn.Parameter(torch.tensor(0.25))  # logits start about as wide as those of words
         self.register_buffer("state_mean", torch.as_tensor(np.zeros(state_dim) if state_mean is None else state_mean, dtype=torch.float32))
         self.register_buffer("state_std", torch.as_tensor(np.ones(state_dim) if state_std is None else state_std, dtype=torch.float32))
         self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
+        self.register_buffer("thresholds", flag_thresholds(spec.action), persistent=False)
         self.register_buffer("answer_ids", torch.tensor(self._text_tokenizer(ANSWER)["input_ids"]), persistent=False)
         self._texts: dict[str, _Text] = {}
         self._prefixes: dict[tuple[str, ...], tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]] = {}
         self.content_hash = ""
         """SHA-256 of the checkpoint's weights, empty before it is loaded from one."""
+        if corpus:
+            text = self.texts(sorted(set(corpus)))
+            self.text_condition.fit(self.text_condition.features(text, self.language.embed_tokens(text.ids)))
 
     # -- what is computed once per instruction ------------------------------------------------------------------------
 
@@ -175,7 +178,10 @@ class Rt2Teacher(nn.Module):
 
     def condition(self, text: _Text) -> Tensor:
         """(U, D): what the vision is told about each instruction."""
-        return self.pooling(text.hidden, text.mask)
+        with torch.no_grad():
+            features = self.text_condition.features(text, self.language.embed_tokens(text.ids))
+        condition: Tensor = self.text_condition(features)
+        return condition
 
     def forward(
         self, maps: Sequence[tuple[Tensor, Tensor]], state: Tensor, instructions: Sequence[str], which: Tensor, tokens: Tensor
@@ -263,7 +269,7 @@ class Rt2Teacher(nn.Module):
         bins = probabilities.shape[-1]
         expectation = (probabilities * torch.arange(bins)).sum(-1)
         if self.is_binary[dimension]:
-            return torch.where(expectation > (bins - 1) / 2, bins - 1, 0)
+            return torch.where(expectation > self.thresholds[dimension] * (bins - 1), bins - 1, 0)
         return expectation.round().long()
 
     def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
@@ -326,20 +332,37 @@ class _CameraTokens(nn.Module):
         return self.project(x) + self.position, x.flatten(1)
 
 
-class _AttentionPooling(nn.Module):
-    """A few learned questions to a sequence of language features."""
+class _TextCondition(nn.Module):
+    """What an instruction says, as a vector: language features standardised over the training instructions.
 
-    def __init__(self, width: int, queries: int, dim: int) -> None:
+    Sentences of one template have nearly the same features: without subtracting what they share, a network learns the
+    training scenes by heart before it learns to listen (docs/lessons.md).
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
         super().__init__()
-        self.normalise = nn.LayerNorm(width)
-        self.queries = nn.Parameter(torch.randn(queries, width) * 0.05)
-        self.mix = nn.Sequential(nn.Linear(queries * width, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
+        self.register_buffer("mean", torch.zeros(3 * width))
+        self.register_buffer("std", torch.ones(3 * width))
+        self.mix = nn.Sequential(nn.Linear(3 * width, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(U, L, width), (U, L) -> (U, dim)."""
-        x = self.normalise(hidden)
-        scores = (x @ self.queries.T).masked_fill(mask[..., None] == 0, float("-inf"))  # (U, L, Q)
-        return self.mix((scores.softmax(1).transpose(1, 2) @ x).flatten(1))
+    @staticmethod
+    def features(text: _Text, embedded: Tensor) -> Tensor:
+        """(U, 3 * width): mean of the words' embeddings, mean of their features in context, features of the last word."""
+        mask, length = text.mask[..., None].float(), text.mask.sum(1)
+        means = [(x * mask).sum(1) / length[:, None] for x in (embedded, text.hidden)]
+        return torch.cat([*means, text.hidden[torch.arange(len(length)), length - 1]], dim=1)
+
+    def fit(self, features: Tensor) -> None:
+        """Take mean and spread of the training instructions; what never varies counts little."""
+        std = features.std(0, correction=0)
+        self.mean.copy_(features.mean(0))
+        for part, whole in zip(self.std.chunk(3), std.chunk(3), strict=True):
+            part.copy_(whole.clamp(min=0.25 * float(whole.mean()) + 1e-6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(U, 3 * width) -> (U, dim)."""
+        condition: Tensor = self.mix(((features - self.mean) / self.std).clamp(-5.0, 5.0))
+        return condition
 
 
 def _own_weights(teacher: Rt2Teacher) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """The student: one forward pass from camera frames, state and instruction vector to a whole action chunk.
 
-    frames (B, h, w, 3) uint8 ─ pool, normalise ─ FilmTrunk per camera ─ 1x1 convolution ─ flatten ─┐
+    frames (B, h, w, 3) uint8 ─ pool, normalise ─ FilmTrunk per camera ─ keypoints, flattened map ──┐
     state (B, S) ─ normalise ─ linear ──────────────────────────────────────────────────────────────┼─ linear ─ tokens
     instruction (B, 384) ─ linear ─ condition of every block ───────────────────────────────────────┘
 
@@ -9,7 +9,7 @@ at once instead of one at a time. It is factored, logits[h, a, k] = query[h, a] 
 a full layer of H * A * K outputs would be three quarters of the network.
 
 Decoding is part of the network: the expectation over the bins of a continuous dimension (an argmax over 256 bins that
-are close in probability jumps; measured in docs/lessons.md), the more probable half of a binary one. The result is in
+are close in probability jumps; measured in docs/lessons.md), the more probable half of a binary one; terminate needs more. The result is in
 physical units, inside the bounds of the tokenizer and the limits of the action specification.
 """
 
@@ -30,14 +30,25 @@ from torch import Tensor, nn
 from actlet.action_tokens import ActionTokenizer
 from actlet.errors import CheckpointError, SpecError
 from actlet.protocols import ActionChunk, Observation
-from actlet.specs import PolicySpec
+from actlet.specs import ActionSpec, PolicySpec
 from actlet.storage import read_json
 from distill.film_cnn import FilmTrunk
 from distill.text_encoder import load_text_encoder
 
-__all__ = ["SCHEMA_VERSION", "Student", "StudentConfig", "StudentOutput", "StudentPolicy", "load_student"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Student",
+    "StudentConfig",
+    "StudentOutput",
+    "StudentPolicy",
+    "flag_thresholds",
+    "load_student",
+    "ordinal_embedding",
+    "student_config_json",
+]
 
 SCHEMA_VERSION = 1
+_TYPICAL_STD = 0.05  # of an entry of a unit vector of 384: sentences of one template differ by a fraction of it, see `Student.forward`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,11 +57,13 @@ class StudentConfig:
 
     image_px: int = 64
     """The longer side of a frame is pooled down to about this many pixels, by a whole factor."""
-    channels: tuple[int, ...] = (32, 64, 96)
-    blocks: tuple[int, ...] = (1, 2, 3)
+    channels: tuple[int, ...] = (32, 48, 96)
+    blocks: tuple[int, ...] = (1, 1, 2)
     condition_dim: int = 128
     instruction_dim: int = 384
-    squeeze_channels: int = 24
+    keypoints: int = 32
+    """Points per camera that the network looks for; their coordinates are features."""
+    squeeze_channels: int = 8
     """Channels that are kept per position before the picture is flattened."""
     features: int = 256
     token_rank: int = 32
@@ -82,6 +95,8 @@ class Student(nn.Module):
         config: The shape of the network.
         state_mean: float32 (S,) of the training data.
         state_std: float32 (S,) of the training data.
+        instruction_mean: float32 (384,) of the training data's different instructions.
+        instruction_std: float32 (384,) of the same.
     """
 
     def __init__(
@@ -92,6 +107,8 @@ class Student(nn.Module):
         *,
         state_mean: np.ndarray | None = None,
         state_std: np.ndarray | None = None,
+        instruction_mean: np.ndarray | None = None,
+        instruction_std: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.tokenizer, self.config = spec, tokenizer, config or StudentConfig()
@@ -99,7 +116,7 @@ class Student(nn.Module):
         self.condition = nn.Sequential(
             nn.Linear(c.instruction_dim, c.condition_dim), nn.ReLU(), nn.Linear(c.condition_dim, c.condition_dim), nn.ReLU()
         )
-        self.trunks, self.squeezes = nn.ModuleList(), nn.ModuleList()
+        self.trunks, self.squeezes, self.points = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.pooling: list[int] = []
         for camera in spec.observation.cameras:
             factor = max(1, round(max(camera.height, camera.width) / c.image_px))
@@ -114,23 +131,30 @@ class Student(nn.Module):
                     nn.Conv2d(trunk.channels_out, c.squeeze_channels, 1),
                     nn.ReLU(),
                     nn.Flatten(),
-                    nn.Linear(c.squeeze_channels * height * width, c.features),
+                    nn.Linear(c.squeeze_channels * height * width, c.features // 2),
                     nn.ReLU(),
                 )
             )
+            self.points.append(_Keypoints(trunk.channels_out, c.keypoints, height, width))
         self.state_layer = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU())
-        joint = c.features * len(self.trunks) + 64 + c.condition_dim
+        joint = (c.features // 2 + 2 * c.keypoints) * len(self.trunks) + 64 + c.condition_dim
         self.mix = nn.Sequential(nn.Linear(joint, c.features), nn.ReLU(), nn.Linear(c.features, c.features), nn.ReLU())
         horizon, dim, rank = spec.timing.horizon, spec.action.dim, c.token_rank
         self.queries = nn.Linear(c.features, horizon * dim * rank)
-        self.bins = nn.Parameter(_ordinal_embedding(tokenizer.bins, rank).repeat(dim, 1, 1))  # (A, K, R)
+        self.bins = nn.Parameter(ordinal_embedding(tokenizer.bins, rank).repeat(dim, 1, 1))  # (A, K, R)
         self.waypoints = nn.Linear(c.features, 2 * state_dim)
         mean = np.zeros(state_dim, np.float32) if state_mean is None else state_mean
         std = np.ones(state_dim, np.float32) if state_std is None else state_std
         self.register_buffer("state_mean", torch.as_tensor(mean, dtype=torch.float32))
         self.register_buffer("state_std", torch.as_tensor(std, dtype=torch.float32))
+        text = self.config.instruction_dim
+        mean = np.zeros(text, np.float32) if instruction_mean is None else instruction_mean
+        std = np.full(text, _TYPICAL_STD, np.float32) if instruction_std is None else np.maximum(instruction_std, _TYPICAL_STD / 4)
+        self.register_buffer("instruction_mean", torch.as_tensor(mean, dtype=torch.float32))
+        self.register_buffer("instruction_std", torch.as_tensor(std, dtype=torch.float32))
         self.register_buffer("centres", torch.as_tensor(tokenizer.centres()), persistent=False)
         self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
+        self.register_buffer("thresholds", flag_thresholds(spec.action), persistent=False)
         self.register_buffer("low", torch.tensor(spec.action.low), persistent=False)
         self.register_buffer("high", torch.tensor(spec.action.high), persistent=False)
 
@@ -142,13 +166,14 @@ class Student(nn.Module):
             state: float32 (B, S), physical units.
             instruction: float32 (B, 384), unit norm.
         """
-        condition = self.condition(instruction)
+        condition = self.condition(((instruction - self.instruction_mean) / self.instruction_std).clamp(-5.0, 5.0))
         seen = []
-        for frames, trunk, squeeze, factor in zip(images, self.trunks, self.squeezes, self.pooling, strict=True):
+        for frames, trunk, squeeze, points, factor in zip(images, self.trunks, self.squeezes, self.points, self.pooling, strict=True):
             x = frames.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, h, w)
             if factor > 1:
                 x = nn.functional.avg_pool2d(x, factor)
-            seen.append(squeeze(trunk(x * (1 / 127.5) - 1.0, condition)))
+            x = trunk(x * (1 / 127.5) - 1.0, condition)
+            seen += [squeeze(x), points(x)]
         seen.append(self.state_layer((state - self.state_mean) / self.state_std))
         features = self.mix(torch.cat([*seen, condition], dim=1))  # (B, F)
         horizon, dim = self.spec.timing.horizon, self.spec.action.dim
@@ -160,7 +185,7 @@ class Student(nn.Module):
         """logits (B, H, A, K) -> actions (B, H, A) in physical units, confidence (B, H) in [0, 1]."""
         probabilities = torch.softmax(logits, dim=-1)
         expectation = (probabilities * self.centres).sum(-1)  # (B, H, A)
-        actions = torch.where(self.is_binary, (expectation > 0.5).to(torch.float32), expectation)
+        actions = torch.where(self.is_binary, (expectation > self.thresholds).to(torch.float32), expectation)
         actions = torch.minimum(torch.maximum(actions, self.low), self.high)
         entropy = -(probabilities * torch.log(probabilities + 1e-9)).sum(-1)  # (B, H, A), in nats
         confidence = 1.0 - entropy.mean(-1) * (1.0 / math.log(self.tokenizer.bins))
@@ -176,6 +201,24 @@ class Student(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+class _Keypoints(nn.Module):
+    """Where in the picture each of P learned features is: a spatial softmax (Levine et al. 2016).
+
+    It generalises over positions, which a layer on the flattened picture has to learn place by place.
+    """
+
+    def __init__(self, channels: int, points: int, height: int, width: int) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(channels, points, 1)
+        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        self.register_buffer("grid", torch.stack([x.flatten(), y.flatten()], dim=1), persistent=False)  # (h * w, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 2 P), coordinates in [-1, 1]."""
+        where = torch.softmax(self.maps(x).flatten(2), dim=-1)  # (B, P, h * w)
+        return torch.matmul(where, self.grid).flatten(1)
+
+
 class _Exportable(nn.Module):
     def __init__(self, student: Student) -> None:
         super().__init__()
@@ -188,11 +231,17 @@ class _Exportable(nn.Module):
         return actions, confidence
 
 
-def _ordinal_embedding(bins: int, rank: int) -> Tensor:
+def ordinal_embedding(bins: int, rank: int) -> Tensor:
     """(K, R): smooth in the bin's number, so that neighbouring bins start out alike."""
     position = torch.linspace(-1, 1, bins)[:, None]
     frequency = torch.linspace(0.5, 6.0, rank // 2)[None] * math.pi / 2
     return torch.cat([torch.sin(position * frequency), torch.cos(position * frequency)], dim=1) / math.sqrt(rank / 2)
+
+
+def flag_thresholds(spec: ActionSpec) -> Tensor:
+    """(A,): how probable 1 must be for a flag to be 1. Terminate cannot be undone, and the last moment before success looks like the
+    first one after it: at 0.5 most failures of a half-trained policy were episodes that it ended a step too early."""
+    return torch.tensor([0.9 if name == "terminate" else 0.5 for name in spec.names])
 
 
 class StudentPolicy:

@@ -140,7 +140,16 @@ def distill(
         tokenizer = asked.tokenizer  # the teacher's bins are the ones that its distributions are over
         frames.distribution = label_frames(asked, frames, work / "labels")
     torch.manual_seed(config.seed)
-    student = Student(spec, tokenizer, config.architecture, state_mean=frames.state.mean(0), state_std=frames.state.std(0) + 1e-3)
+    texts = load_text_encoder().encode(sorted(set(frames.instructions)))
+    student = Student(
+        spec,
+        tokenizer,
+        config.architecture,
+        state_mean=frames.state.mean(0),
+        state_std=frames.state.std(0) + 1e-3,
+        instruction_mean=texts.mean(0),
+        instruction_std=texts.std(0),
+    )
     rounds = 2 if asked is not None and suite and config.on_policy_episodes else 1
     for number in range(rounds):
         if number > 0:

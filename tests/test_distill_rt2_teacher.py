@@ -27,7 +27,7 @@ SPEC = PolicySpec(
     timing=TimingSpec(rate_hz=10, horizon=1, execute_steps=1, max_delay_steps=0),
 )
 TOKENIZER = ActionTokenizer(np.float32([0, -0.5, -0.5, 0]), np.float32([1, 0.5, 0.5, 1]), 256)
-TINY = TeacherConfig(layers=1, lora_rank=2, channels=(8, 8, 8), blocks=(1, 1, 1), condition_dim=8, pooling_queries=2)
+TINY = TeacherConfig(layers=1, lora_rank=2, channels=(8, 8, 8), blocks=(1, 1, 1), condition_dim=8)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_a_checkpoint_of_another_kind_is_refused(student: Student, tmp_path: Pat
     """The message says what it is and what was expected."""
     _write_checkpoint(student, tmp_path, {}, [])
     write_json(tmp_path / "config.json", {**read_json(tmp_path / "config.json"), "kind": "teacher"})
-    with pytest.raises(CheckpointError, match="kind 'teacher'.*expected 'student'"):
+    with pytest.raises(CheckpointError, match=r"kind 'teacher'.*expected 'student'"):
         load_student(tmp_path)
 
 

@@ -1,0 +1,126 @@
+"""distill.train and distill.teach on a tiny task with language: the whole training chain with real parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import point_reach
+import pytest
+import torch
+
+from actlet.action_tokens import ActionTokenizer
+from actlet.errors import SpecError
+from actlet.specs import PolicySpec, TimingSpec
+from actlet.storage import read_json, sha256
+from distill.rt2_teacher import Rt2Teacher, TeacherConfig, load_teacher, save_teacher
+from distill.student import Student, StudentConfig, StudentPolicy, load_student
+from distill.teach import TeachConfig, teach
+from distill.train import SAMPLES, TrainConfig, distill
+from episodes.collect import collect
+from episodes.lerobot_dataset import open_dataset
+from episodes.rollout import evaluate, success_summary
+
+SUITE = "point_reach:make_suite"
+TINY = StudentConfig(image_px=16, channels=(16, 32), blocks=(1, 1), condition_dim=32, squeeze_channels=16, features=64, token_rank=8)
+TINY_TEACHER = TeacherConfig(layers=1, lora_rank=2, channels=(8, 8, 8), blocks=(1, 1, 1), condition_dim=8)
+ONE_STEP = PolicySpec(
+    observation=point_reach.OBSERVATION,
+    action=point_reach.ACTION,
+    timing=TimingSpec(rate_hz=5, horizon=1, execute_steps=1, max_delay_steps=0),
+)
+
+
+def tiny(**changes: object) -> TrainConfig:
+    settings = {"steps": 6, "batch_size": 8, "horizon": 4, "execute_steps": 2, "on_policy_episodes": 2, "architecture": TINY}
+    return TrainConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("points") / "data"
+    collect(SUITE, path, 60, workers=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained teacher: what it says is nonsense, but it is a real one."""
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.manual_seed(0)
+    tokenizer = ActionTokenizer(np.float32([0, -0.08, -0.08, 0]), np.float32([1, 0.08, 0.08, 1]))
+    save_teacher(Rt2Teacher(ONE_STEP, tokenizer, config=TINY_TEACHER), folder, lineage={})
+    return folder
+
+
+@pytest.mark.slow
+def test_a_cloned_student_acts_as_it_was_shown(data: Path, tmp_path: Path) -> None:
+    """Behaviour cloning reaches the target in closed loop, in scenes of the demonstrations; an untrained student does not."""
+    out = distill(data, tmp_path / "student", suite=SUITE, config=tiny(steps=250, batch_size=32, learning_rate=3e-3))
+    policy = StudentPolicy(load_student(out))
+    seeds = list(dict.fromkeys(episode.seed for episode in open_dataset(data).episodes if episode.seed is not None))
+    untrained = StudentPolicy(Student(policy.spec, policy.student.tokenizer, TINY))
+    trained_rate, untrained_rate = (
+        success_summary(evaluate(lambda p=p: p, SUITE, seeds, workers=1, progress=False))["rate"] for p in (policy, untrained)
+    )
+    assert len(seeds) == 30
+    assert trained_rate >= 0.7
+    assert untrained_rate <= 0.3
+
+
+def test_a_student_checkpoint_is_whole(data: Path, tmp_path: Path) -> None:
+    """Samples, log and card are there, the run's hidden folder is gone."""
+    out = distill(data, tmp_path / "student", suite=SUITE, config=tiny())
+    assert sorted(file.name for file in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "samples.safetensors",
+        "train_log.jsonl",
+    ]
+    assert len(read_json(out / "config.json")["sample_instructions"]) == SAMPLES
+    assert json.loads((out / "train_log.jsonl").read_text().splitlines()[0])["loss"] > 0
+    assert "behaviour cloning" in (out / "README.md").read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_teacher_labels_demonstrations_and_what_the_student_reached(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """Two rounds run, and the checkpoint names its teacher."""
+    out = distill(data, tmp_path / "student", teacher=teacher, suite=SUITE, config=tiny())
+    assert read_json(out / "config.json")["lineage"]["teacher"] == sha256(teacher / "adapter.safetensors")
+    assert load_student(out).tokenizer.to_dict() == load_teacher(teacher).tokenizer.to_dict()
+
+
+def test_recordings_hold_out_episodes(data: Path, tmp_path: Path) -> None:
+    """Without a suite some episodes are not trained on, and the error on them stands beside two baselines."""
+    out = distill(data, tmp_path / "student", suite=None, config=tiny())
+    lineage = read_json(out / "config.json")["lineage"]
+    held_out = lineage["held_out"]
+    assert lineage["dataset_episodes"] + held_out["episodes"] == 60
+    assert set(held_out["dimensions"]) == set(point_reach.ACTION.names)
+    assert set(held_out["dimensions"]["dx"]["next"]) == {"student", "repeat", "mean"}
+    assert "held-out episodes" in (out / "README.md").read_text()
+
+
+def test_a_teacher_for_another_robot_is_refused(data: Path, tmp_path: Path) -> None:
+    """The message names what differs."""
+    other = PolicySpec(
+        observation=point_reach.OBSERVATION,
+        action=type(point_reach.ACTION)(**{**vars(point_reach.ACTION), "frame": "tool"}),
+        timing=ONE_STEP.timing,
+    )
+    save_teacher(
+        Rt2Teacher(other, ActionTokenizer(np.float32([0, -1, -1, 0]), np.float32([1, 1, 1, 1])), config=TINY_TEACHER), tmp_path, lineage={}
+    )
+    with pytest.raises(SpecError, match="frame"):
+        distill(data, tmp_path / "student", teacher=tmp_path, suite=SUITE, config=tiny())
+
+
+def test_teaching_makes_a_checkpoint_that_loads(data: Path, tmp_path: Path) -> None:
+    """Both stages run, and what is loaded answers."""
+    out = teach(data, tmp_path / "teacher", TeachConfig(vision_steps=2, steps=2, batch_size=4, architecture=TINY_TEACHER))
+    loaded = load_teacher(out)
+    observation, instruction = point_reach.PointReach("red").reset(0)
+    assert loaded.predict([observation], [instruction])[0].actions.shape == (1, 4)
+    assert "LoRA" in (out / "README.md").read_text()
