@@ -149,7 +149,7 @@ def _images(samples: Samples, row: int) -> dict[str, NDArray[np.uint8]]:
 def _worst(output: str, difference: NDArray[np.float32], names: Sequence[str] = ()) -> Worst:
     size = np.abs(difference)
     place = np.unravel_index(int(np.argmax(np.where(np.isnan(size), np.inf, size))), size.shape)
-    where = f"sample {place[0]}, step {place[1]}" + (f", {names[place[2]]}" if names else "")
+    where = f"sample {place[0]}, step {place[1]}" + (f", {names[int(place[2])]}" if names else "")
     return Worst(output, float(size[place]), where)
 
 

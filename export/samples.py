@@ -19,7 +19,7 @@ from distill.text_encoder import EMBEDDING_DIM
 __all__ = ["DECISION_MARGIN", "Samples", "load_samples"]
 
 DECISION_MARGIN = 0.02
-"""A flag whose probability is this close to one half may come out the other way on another processor."""
+"""A flag whose probability is this close to its threshold may come out the other way on another processor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Samples:
             *images, state, vector = self.tensors(row)
             probabilities = torch.softmax(student(images, state, vector).logits, -1)  # (1, H, A, K)
             expectation = (probabilities * torch.from_numpy(student.tokenizer.centres())).sum(-1)[..., binary]
-            if not ((expectation - 0.5).abs() < DECISION_MARGIN).any():
+            if not ((expectation - student.thresholds[binary]).abs() < DECISION_MARGIN).any():
                 rows.append(row)
         return self.take(np.array(rows or range(len(self))))
 
@@ -73,7 +73,9 @@ def load_samples(folder: str | Path, student: Student) -> Samples:
         raise CheckpointError(f"{file} is missing: without recorded samples an export cannot be checked. Distill the student again.")
     texts = tuple(read_json(Path(folder) / "config.json").get("sample_instructions", ()))
     count = len(texts)
-    expected = {f"images.{c.name}": (torch.uint8, (count, c.height, c.width, 3)) for c in student.spec.observation.cameras}
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        f"images.{c.name}": (torch.uint8, (count, c.height, c.width, 3)) for c in student.spec.observation.cameras
+    }
     expected |= {
         "state": (torch.float32, (count, student.spec.observation.state_dim)),
         "instruction": (torch.float32, (count, EMBEDDING_DIM)),

@@ -1,4 +1,4 @@
-"""Finding FiLM in a graph and putting all its vectors into one matrix product.
+"""Finding FiLM in a graph, putting all its vectors into one matrix product, and folding them into integer convolutions.
 
 A FiLM block of the student (Perez et al. 2018) is exported as::
 
@@ -13,6 +13,7 @@ Gemm with the stacked weights gives every scale and shift at once; the 1 goes in
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -20,7 +21,10 @@ from numpy.typing import NDArray
 
 from quantize.graph import Graph
 
-__all__ = ["Film", "FilmSite", "stack_film"]
+__all__ = ["MAX_BIAS", "Film", "FilmSite", "film_names", "fold_film", "stack_film"]
+
+MIN_SCALE = 1e-4  # Smallest |S|: below it the channel's contribution is under a step, but T / S would overflow int32.
+MAX_BIAS = float(1 << 30)  # Leaves the other half of int32 to the sum of products.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +90,49 @@ def stack_film(graph: Graph, name: str = "film") -> Film | None:
         site.scale.input[:] = [site.conv.output[0], pieces[i]]
         site.shift.input[:] = [site.scale.output[0], pieces[len(sites) + i]]
     return film
+
+
+def film_names(conv: str) -> tuple[str, str]:
+    """Names of the values that `fold_film` makes for a convolution: float32 weight scale (C,) and int32 bias (C,)."""
+    return f"{conv}.film_weight_scale", f"{conv}.film_bias"
+
+
+def fold_film(
+    graph: Graph,
+    film: Film,
+    weight_steps: Sequence[NDArray[np.float32]],
+    accumulator_steps: Sequence[NDArray[np.float32]],
+    biases: Sequence[NDArray[np.float32]],
+) -> None:
+    """Give every site the scale and bias with which an integer convolution does FiLM as well, N channels at a time.
+
+    With S and T the site's scale and shift at run time, s_w the step of a channel's weights, s_x that of the input and b the
+    convolution's own bias: weight scale s_w S, bias round((b + T / S) / (s_x s_w)), in `film_names`.
+
+    Args:
+        graph: Gets about a dozen operators on vectors.
+        film: What `stack_film` made.
+        weight_steps: s_w of every site, float32 (C,).
+        accumulator_steps: s_x s_w of every site, float32 (C,).
+        biases: b of every site, float32 (C,).
+    """
+    channels = sum(film.sizes)
+    flat = graph.add("Reshape", [film.vector, graph.store("film.flat_shape", np.array([-1]))], "film.flat")  # (2 N,)
+    graph.add("Split", [flat, graph.store("film.half_lengths", np.array([channels] * 2))], ["film.raw_scale", "film.shift"])
+    least = graph.store("film.least", np.array(MIN_SCALE, np.float32))
+    tiny = graph.add("Less", [graph.add("Abs", ["film.raw_scale"], "film.abs"), least], "film.tiny")
+    scale = graph.add("Where", [tiny, least, "film.raw_scale"], "film.scale")
+    weight_scale = graph.add("Mul", [scale, graph.store("film.weight_steps", np.concatenate(weight_steps))], "film.weight_scale")
+    ratio = graph.add("Div", ["film.shift", scale], "film.ratio")
+    summed = graph.add("Add", [ratio, graph.store("film.conv_bias", np.concatenate(biases).astype(np.float32))], "film.bias_sum")
+    per_step = graph.store("film.per_step", (1 / np.concatenate(accumulator_steps)).astype(np.float32))
+    rounded = graph.add("Round", [graph.add("Mul", [summed, per_step], "film.bias_steps")], "film.bias_rounded")
+    limits = [graph.store(f"film.bias_{end}", np.array(sign * MAX_BIAS, np.float32)) for end, sign in (("low", -1), ("high", 1))]
+    integer = graph.add("Cast", [graph.add("Clip", [rounded, *limits], "film.bias_clipped")], "film.bias_int32", to=onnx.TensorProto.INT32)
+    lengths = graph.store("film.site_lengths", np.array(film.sizes))
+    names = [film_names(site.conv.name) for site in film.sites]
+    graph.add("Split", [weight_scale, lengths], [weight for weight, _ in names])
+    graph.add("Split", [integer, lengths], [bias for _, bias in names])
 
 
 def _match(graph: Graph, conv: onnx.NodeProto) -> FilmSite | None:

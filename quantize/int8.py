@@ -31,14 +31,11 @@ from numpy.typing import NDArray
 
 from actlet.errors import QuantizationError, UnknownNameError
 from quantize.calibration import RangeRule, observe, value_range
-from quantize.film import stack_film
+from quantize.film import MAX_BIAS, film_names, fold_film, stack_film
 from quantize.frames import Frames
 from quantize.graph import WEIGHT_OPS, Graph, channel_axis
 
 __all__ = ["Int8Config", "int8_nodes", "quantize_int8", "quantize_weight", "will_be_int8"]
-
-MIN_SCALE = 1e-4  # Smallest |S|: below it the channel's contribution is under a step, but T / S would overflow int32.
-MAX_BIAS = float(1 << 30)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +49,11 @@ class Int8Config:
     percentile 0.108 %."""
     exclude: tuple[str, ...] = ()
     """Names of nodes that stay float."""
-    min_weights: int = 1024
-    """Nodes with fewer weights stay float: converting their inputs costs more than they do. In a student these are the first
-    convolutions and the layer of the state, whose rounding also costs the most accuracy (2 dB)."""
+    min_weights: int = 512
+    """Nodes with fewer weights stay float, such as the layer of the state: converting their inputs costs more than they do."""
+    min_channels: int = 8
+    """Convolutions of fewer input channels stay float: the first one of each camera, where integers gain no time (9 products for
+    each of 3 colours) and whose rounding costs more accuracy than all others together (2 dB)."""
     weight_levels: int = 127
     """Largest |q| of a weight. 63 avoids saturation on x86 processors with AVX2 but without VNNI."""
 
@@ -137,12 +136,13 @@ def _choose(graph: Graph, config: Int8Config) -> list[str]:
     for name, node in nodes.items():
         # A stack of matrices has no single channel axis; in a student it is the table of bins, where an error is an action's.
         plain = len(shapes[name]) == (4 if node.op_type == "Conv" else 2)
-        if name not in config.exclude and plain and np.prod(shapes[name]) >= config.min_weights:
+        large = np.prod(shapes[name]) >= config.min_weights and (node.op_type != "Conv" or shapes[name][1] >= config.min_channels)
+        if name not in config.exclude and plain and large:
             chosen.append(name)
     if not chosen:
         raise QuantizationError(
             f"nothing to quantize: of {len(nodes)} nodes with weights, {len(config.exclude)} are excluded and the rest have fewer than "
-            f"{config.min_weights} weights or no plain matrix. Exclude fewer, or lower min_weights."
+            f"{config.min_weights} weights, {config.min_channels} channels, or no plain matrix. Exclude fewer, or lower min_weights."
         )
     return chosen
 
@@ -254,10 +254,11 @@ class _Builder:
         weight, scale, zero, steps = self._store_weight(node)
         if node.name in self.sites:
             site = self.sites[node.name]
-            scale, bias = f"{node.name}.film_weight_scale", f"{node.name}.film_bias"
+            scale, bias = film_names(node.name)
             replaced = [node, site.scale, site.shift, site.relu]
         else:
-            bias = self.graph.store(f"{node.name}.bias_int32", _integer_bias(self._bias(node) / (x_step * steps)))
+            rounded = np.clip(np.rint(self._bias(node) / (x_step * steps)), -MAX_BIAS, MAX_BIAS).astype(np.int32)
+            bias = self.graph.store(f"{node.name}.bias_int32", rounded)
             replaced = [node, *([relu] if (relu := self.graph.sole_consumer(node.output[0], "Relu")) is not None else [])]
         for old in replaced:
             self.graph.remove(old)
@@ -271,30 +272,16 @@ class _Builder:
         return self.graph.constant(conv.input[2]) if len(conv.input) > 2 else np.zeros(channels, np.float32)
 
     def _fold_film(self, chosen: list[str]) -> None:
-        """The run-time scales and biases of all convolutions with FiLM, as a few operators on one long vector."""
+        """Make the run-time scales and biases of all convolutions with FiLM; one that stays float gets some too, which nobody reads."""
         if self.film is None:
             return
-        graph, sites = self.graph, self.film.sites
-        inside = [site.conv.name in chosen for site in sites]
-        steps = [self._store_weight(s.conv)[3] if i else np.ones(s.channels, np.float32) for s, i in zip(sites, inside, strict=True)]
-        x_steps = [self._grid(site.conv.input[0])[2] if i else 1.0 for site, i in zip(sites, inside, strict=True)]
-        inverse = [1 / (x * s) if i else 0 * s for x, s, i in zip(x_steps, steps, inside, strict=True)]
-        biases = np.concatenate([self._bias(site.conv) for site in sites]).astype(np.float32)
-        lengths = graph.store("film.site_lengths", np.array(self.film.sizes))
-        flat = graph.add("Reshape", [self.film.vector, graph.store("film.flat_shape", np.array([-1]))], "film.flat")  # (2 N,)
-        graph.add("Split", [flat, graph.store("film.half_lengths", np.array([len(biases)] * 2))], ["film.raw_scale", "film.shift"])
-        least = graph.store("film.least", np.array(MIN_SCALE, np.float32))
-        tiny = graph.add("Less", [graph.add("Abs", ["film.raw_scale"], "film.abs"), least], "film.tiny")
-        scale = graph.add("Where", [tiny, least, "film.raw_scale"], "film.scale")
-        weight_scale = graph.add("Mul", [scale, graph.store("film.weight_steps", np.concatenate(steps))], "film.weight_scale")
-        ratio = graph.add("Div", ["film.shift", scale], "film.ratio")
-        summed = graph.add("Add", [ratio, graph.store("film.conv_bias", biases)], "film.bias_sum")
-        in_steps = graph.add("Mul", [summed, graph.store("film.per_step", np.concatenate(inverse).astype(np.float32))], "film.bias_steps")
-        limits = [graph.store(f"film.bias_{end}", np.array(sign * MAX_BIAS, np.float32)) for end, sign in (("low", -1), ("high", 1))]
-        clipped = graph.add("Clip", [graph.add("Round", [in_steps], "film.bias_rounded"), *limits], "film.bias_clipped")
-        integer = graph.add("Cast", [clipped], "film.bias_int32", to=onnx.TensorProto.INT32)
-        graph.add("Split", [weight_scale, lengths], [f"{site.conv.name}.film_weight_scale" for site in sites])
-        graph.add("Split", [integer, lengths], [f"{site.conv.name}.film_bias" for site in sites])
+        weight_steps, accumulator_steps = [], []
+        for site in self.film.sites:
+            inside = site.conv.name in chosen
+            steps = self._store_weight(site.conv)[3] if inside else np.ones(site.channels, np.float32)
+            weight_steps.append(steps)
+            accumulator_steps.append(steps * self._grid(site.conv.input[0])[2] if inside else steps)
+        fold_film(self.graph, self.film, weight_steps, accumulator_steps, [self._bias(site.conv) for site in self.film.sites])
 
     def _integer_sums(self) -> None:
         """A residual sum whose two sides and result are integers anyway is computed on them."""
@@ -333,7 +320,3 @@ class _Builder:
         self.graph.remove(reshape)
         self.graph.add("Reshape", [f"{source}.integer", reshape.input[1]], f"{result}.integer", name=reshape.name)
         self._make_integer(result)
-
-
-def _integer_bias(values: NDArray[np.float32]) -> NDArray[np.int32]:
-    return np.clip(np.rint(values), -MAX_BIAS, MAX_BIAS).astype(np.int32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -122,12 +123,13 @@ def quantize_bundle(
         raise QuantizationError("int8 needs recorded frames to calibrate with: pass a dataset (--data data/table).")
     else:
         calibrate = judge = frames_of_golden(bundle.golden)
+    precision: Literal["int8", "int4"] = "int8" if isinstance(config, Int8Config) else "int4"
     float_model = onnx.load_from_string(bundle.read("policy.onnx"))
     if isinstance(config, Int8Config):
-        precision, model = "int8", quantize_int8(float_model, calibrate, config)
+        model = quantize_int8(float_model, calibrate, config)
         nodes = audit(model, int8=will_be_int8(float_model, config))
     else:
-        precision, model = "int4", quantize_int4(float_model, config)
+        model = quantize_int4(float_model, config)
         nodes = audit(model, int4=will_be_int4(float_model, config))
     child, before = model.SerializeToString(deterministic=True), bundle.read("policy.onnx")
     networks = [OrtModel(before, where="policy.onnx of the parent"), OrtModel(child, where="the quantized policy.onnx")]
@@ -151,7 +153,7 @@ def _write(
     parent: Bundle,
     out: Path,
     policy: bytes,
-    precision: str,
+    precision: Literal["int8", "int4"],
     nodes: tuple[NodePrecision, ...],
     dataset: str | None,
     seed: int,
