@@ -36,9 +36,9 @@ class DemoConfig:
     """Sizes of the demo. The defaults take about 30 CPU minutes."""
 
     suite: str = "tabletop"
-    demonstrations: int = 300
+    demonstrations: int = 600
     """Episodes that the student learns from."""
-    teacher_demonstrations: int = 1500
+    teacher_demonstrations: int = 1350
     """Episodes that the teacher learns from, when it is trained too."""
     teach: TeachConfig = dataclasses.field(default_factory=TeachConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -12,12 +12,12 @@ from typing import Any
 
 __all__ = ["Threshold", "judge"]
 
-TEACHER_SUCCEEDS = 0.8
-LARGEST_LOSS = 0.05  # Of success, between a policy and the one it was made from.
-SPEED_UP_OVER_TEACHER = 10.0
+TEACHER_SUCCEEDS = 0.85
+LARGEST_LOSS = {"student-float": 0.03, "student-int8": 0.02, "student-int4": 0.05}  # Of success, against the one it was made from.
+SPEED_UP_OVER_TEACHER = 50.0  # Of the int8 student: from the few answers a second of a large model to what a servo loop takes.
 SPEED_UP_OF_INT8 = 1.2  # ModelOpt keeps a quantized layer that wins 1.02x; less than this a user would not notice.
-SIZE_OF_INT8 = 0.35  # 8 of 32 bits, and room for scales, biases and what stays in float.
-SIZE_OF_INT4 = 0.25
+SIZE_OF_INT8 = 0.30  # 8 of 32 bits, and room for scales, biases and what stays in float.
+SIZE_OF_INT4 = 0.22
 DEADLINE_MS = 20.0  # One period at 50 Hz.
 LISTENS = 0.10
 
@@ -52,7 +52,7 @@ def judge(results: Mapping[str, Any]) -> list[Threshold]:
     for name, policy in policies.items():
         if name == "teacher":
             continue
-        if teacher is not None:
+        if teacher is not None and name == "student-int8":
             verdicts.append(_faster_than_teacher(name, policy, teacher))
         verdicts.append(_in_time(name, policy))
     if parent is not None and "student-int8" in policies:
@@ -79,7 +79,7 @@ def _teacher_succeeds(policy: Mapping[str, Any]) -> Threshold:
 
 def _success_kept(name: str, policy: Mapping[str, Any]) -> Threshold:
     pairs = policy["compared"]
-    lost, parent = -pairs["difference"], pairs["parent"]
+    lost, parent, allowed = -pairs["difference"], pairs["parent"], LARGEST_LOSS.get(name, 0.05)
     advice = {
         "student-float": "more demonstrations or longer training: the student has not yet learned what its teacher shows",
         "student-int8": "leave the layers that lose most in float (the certificate names them), or calibrate on more frames",
@@ -87,9 +87,9 @@ def _success_kept(name: str, policy: Mapping[str, Any]) -> Threshold:
     }.get(name, "find the stage that lost it: compare with every ancestor")
     return _threshold(
         f"{name} keeps the success of {parent}",
-        f"loses at most {100 * LARGEST_LOSS:.0f} points",
+        f"loses at most {100 * allowed:.0f} points",
         f"{100 * pairs['difference']:+.1f} points over {pairs['episodes']} episodes (McNemar p = {pairs['mcnemar_p']:.2f})",
-        lost <= LARGEST_LOSS and policy["success"] > 0,
+        lost <= allowed and policy["success"] > 0,
         advice,
     )
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ class Rt2Teacher(nn.Module):
         state_mean: NDArray[np.float32] | None = None,
         state_std: NDArray[np.float32] | None = None,
     ) -> None:
+        # peft imports bitsandbytes, which warns that a faster kernel could be fetched from a hub; nothing here runs in 4 bits.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         from peft import LoraConfig, inject_adapter_in_model
 
         super().__init__()

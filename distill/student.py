@@ -155,6 +155,10 @@ class Student(nn.Module):
         self.register_buffer("centres", torch.as_tensor(tokenizer.centres()), persistent=False)
         self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
         self.register_buffer("thresholds", flag_thresholds(spec.action), persistent=False)
+        # An episode is ended on what is seen, not on what was foreseen: a chunk's later steps never say terminate.
+        may_end = torch.ones(spec.timing.horizon, spec.action.dim)
+        may_end[1:] = torch.tensor([0.0 if name == "terminate" else 1.0 for name in spec.action.names])
+        self.register_buffer("may_end", may_end, persistent=False)
         self.register_buffer("low", torch.tensor(spec.action.low), persistent=False)
         self.register_buffer("high", torch.tensor(spec.action.high), persistent=False)
 
@@ -186,6 +190,7 @@ class Student(nn.Module):
         probabilities = torch.softmax(logits, dim=-1)
         expectation = (probabilities * self.centres).sum(-1)  # (B, H, A)
         actions = torch.where(self.is_binary, (expectation > self.thresholds).to(torch.float32), expectation)
+        actions = actions * self.may_end
         actions = torch.minimum(torch.maximum(actions, self.low), self.high)
         entropy = -(probabilities * torch.log(probabilities + 1e-9)).sum(-1)  # (B, H, A), in nats
         confidence = 1.0 - entropy.mean(-1) * (1.0 / math.log(self.tokenizer.bins))

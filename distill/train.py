@@ -58,7 +58,7 @@ _ON_POLICY_SEED_START = TRAIN_SEED_START + 500_000  # training seeds that collec
 class TrainConfig:
     """How the student is trained."""
 
-    steps: int = 1500
+    steps: int = 2400
     """Optimizer updates, all rounds together."""
     batch_size: int = 64
     learning_rate: float = 1e-3
