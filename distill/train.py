@@ -44,9 +44,10 @@ from distill.model_card import student_card
 from distill.rt2_teacher import load_teacher
 from distill.student import Student, StudentConfig, StudentPolicy, load_student, student_config_json
 from distill.text_encoder import load_text_encoder
-from episodes.lerobot_dataset import open_dataset, split_episodes
+from episodes.lerobot_dataset import open_dataset
 from episodes.rollout import collect_states
 from episodes.seeds import TRAIN_SEED_START
+from episodes.split import split_episodes
 
 __all__ = ["TrainConfig", "add_arguments", "distill", "run"]
 

@@ -2,7 +2,7 @@
 
     dataset = open_dataset("data/table")          # metadata and file footers only
     episode = dataset.read(0)                     # decodes the frames of one episode
-    train, held_out = split_episodes(dataset, 0.1, seed=0)
+    train, held_out = split_episodes(dataset, 0.1, seed=0)    # by scene: `episodes.split`
     episodes = dataset.read_all(train)            # decodes with threads, shows progress
 
 Ours and foreign datasets are read alike; `episodes.lerobot_specs` says what is inferred about a foreign one. Whatever is wrong with a
@@ -37,7 +37,7 @@ from episodes.lerobot_v30 import ACTION, STATE, read_v30
 from episodes.lerobot_video import read_film
 from episodes.lerobot_writer import DatasetWriter
 
-__all__ = ["DatasetWriter", "EpisodeInfo", "LeRobotDataset", "open_dataset", "split_episodes"]
+__all__ = ["DatasetWriter", "EpisodeInfo", "LeRobotDataset", "open_dataset"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,45 +217,6 @@ class LeRobotDataset:
             raise DatasetError(f"{where}: the metadata name no video for it. {COPY_AGAIN}")
         film, start_s = row.videos[column]
         return read_film(film, start_s, self.rate_hz, row.length, camera, where)
-
-
-def split_episodes(dataset: LeRobotDataset, held_out_fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split by whole episodes (never by frame: neighbouring frames are nearly the same picture).
-
-    Each task (each instruction, where the dataset names no tasks) gives its share, as evenly as whole episodes allow.
-
-    Args:
-        dataset: What to split.
-        held_out_fraction: 0 <= fraction < 1. Above 0 at least one episode is held out, and at least one is not.
-        seed: Decides which.
-
-    Returns:
-        (indices for training, held-out indices), both in ascending order.
-
-    Raises:
-        DatasetError: The fraction is out of range, or there are too few episodes.
-    """
-    total = len(dataset)
-    if not 0.0 <= held_out_fraction < 1.0:
-        raise DatasetError(f"held_out_fraction {held_out_fraction}: expected 0 <= fraction < 1.")
-    if held_out_fraction == 0.0:
-        return list(range(total)), []
-    if total < 2:
-        raise DatasetError(f"{dataset.path}: {total} episode cannot be split; record at least two, or hold out nothing.")
-    rng = np.random.default_rng([seed, total])
-    groups: dict[str, list[int]] = {}
-    for episode in dataset.episodes:
-        groups.setdefault(episode.task or episode.instruction, []).append(episode.index)
-    # Every group is spread evenly over [0, 1) from a start of its own; the lowest ranks are held out. Large groups give their
-    # share to within one episode, and groups of one are chosen at random.
-    ranked: list[tuple[float, int]] = []
-    for name in sorted(groups):
-        members = rng.permutation(groups[name])
-        ranks = (np.arange(len(members)) + rng.random()) / len(members)
-        ranked += zip(ranks.tolist(), members.tolist(), strict=True)
-    count = min(max(round(held_out_fraction * total), 1), total - 1)
-    held_out = sorted(index for _, index in sorted(ranked)[:count])
-    return sorted(set(range(total)) - set(held_out)), held_out
 
 
 def _check_totals(layout: Layout, info: dict[str, Any]) -> None:

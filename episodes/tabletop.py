@@ -179,9 +179,7 @@ class TabletopTask:
                 hand_rotation=self._arm.rotation,
                 opening=self._arm.opening,
                 block_xyz=np.array(block.xpos),
-                block_rotation=np.array(block.xmat).reshape(3, 3),
                 plate_xy=self._plate_xyz(self._plate)[:2] if self.name == "put" else None,
-                other_blocks_xy=np.array([self._data.body(f"block{i}").xpos[:2] for i in range(BLOCKS) if i != self._target]),
                 held=self._held,
                 succeeded=self._succeeded,
             )

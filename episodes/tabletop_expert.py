@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from episodes.tabletop_arm import DOWN, rotation_from_vector, shortened, vector_from_rotation
+from episodes.tabletop_arm import DOWN, shortened, vector_from_rotation
 from episodes.tabletop_scene import BLOCK_HALF, PLATE_TOP
 
 __all__ = ["Situation", "expert_action"]
@@ -22,8 +22,6 @@ LARGEST_STEP, LARGEST_TURN = 0.03, 0.2  # Slower than the limits allow: a policy
 GAIN = 0.7  # Share of the remaining way in one step when near.
 HOVER = 0.105  # Travelling height of the open hand: its tips (13 mm lower) clear a block (44 mm).
 CARRY = BLOCK_HALF + 0.07  # Travelling height of a carried block's centre.
-LARGEST_GRASP_YAW = 1.5  # [rad], a little inside what the arm allows.
-FINGER_ASIDE, FINGER_ROOM = 0.053, 0.042  # An open finger's distance from the middle, and from another block's centre at least.
 TOUCH_ABOVE = 0.030  # Closed fingertips reach 18 mm below the hand's point: this presses 10 mm into the block's top.
 FUNNEL_FLAT, FUNNEL_WIDTH = 0.008, 0.035
 
@@ -42,12 +40,8 @@ class Situation:
     """1 open .. 0 closed."""
     block_xyz: NDArray[np.float64]
     """float64 (3,), the block's centre, [m]."""
-    block_rotation: NDArray[np.float64]
-    """float64 (3, 3)."""
     plate_xy: NDArray[np.float64] | None
     """float64 (2,), the plate's centre for "put", else None."""
-    other_blocks_xy: NDArray[np.float64]
-    """float64 (2, 2), the other blocks' centres, [m]."""
     held: bool
     """Both fingers press on the block."""
     succeeded: bool
@@ -60,13 +54,12 @@ def expert_action(now: Situation) -> NDArray[np.float32]:
         return _action(terminate=True, closed=now.opening < 0.7)
     if now.skill == "touch":
         goal = now.block_xyz + np.array([0.0, 0.0, TOUCH_ABOVE])
-        turn = _turn_to(now, _upright_yaw(now.hand_rotation))
-        return _action(_funnel(now.hand_xyz, goal, HOVER, 0.0), turn, closed=True)
+        return _action(_funnel(now.hand_xyz, goal, HOVER, 0.0), _straighten(now), closed=True)
     if now.skill == "put" and _is_placed(now):
         # Let go; should a finger still lean on the block, leave upwards.
         return _action(np.array([0.0, 0.0, 0.04 * np.clip((now.opening - 0.8) / 0.1, 0.0, 1.0)]), closed=False)
     if now.held:
-        turn = _turn_to(now, _upright_yaw(now.hand_rotation))
+        turn = _straighten(now)
         if now.skill == "lift":
             return _action(np.array([0.0, 0.0, LARGEST_STEP]), turn, closed=True)
         assert now.plate_xy is not None
@@ -76,35 +69,16 @@ def expert_action(now: Situation) -> NDArray[np.float32]:
 
 
 def _grasp(now: Situation) -> NDArray[np.float32]:
-    """Come down over the block with open fingers along its sides, and close."""
-    yaw_error = _grasp_turn(now)
-    turn = _turn_to(now, _upright_yaw(now.hand_rotation) + yaw_error)
+    """Come down over the block with open fingers, and close."""
     goal = now.block_xyz  # The grasp is at the block's centre.
     error = goal - now.hand_xyz
     aside, above = float(np.linalg.norm(error[:2])), abs(float(error[2]))
     closing = now.opening < 0.9
-    if aside < (0.022 if closing else 0.012) and above < (0.018 if closing else 0.009) and abs(yaw_error) < (0.4 if closing else 0.2):
+    if aside < (0.022 if closing else 0.012) and above < (0.018 if closing else 0.009):
         return _action(closed=True)
     # Fingers that are not open yet count as being further away: wait above the block.
-    away = 0.06 * abs(yaw_error) + 0.1 * max(0.0, 0.85 - now.opening)
-    return _action(_funnel(now.hand_xyz, goal, goal[2] + HOVER - BLOCK_HALF, away), turn, closed=False)
-
-
-def _grasp_turn(now: Situation) -> float:
-    """The turn in [rad] that lines the fingers up with the block.
-
-    A cube looks the same after a quarter turn: the smallest turn within the wrist's range, unless another block is in a finger's way.
-    """
-    yaw = _upright_yaw(now.hand_rotation)
-    edge = _block_yaw(now.block_rotation)
-    goals = (edge + np.pi / 4) % (np.pi / 2) - np.pi / 4 + np.array([0.0, 0.5, -0.5]) * np.pi
-    goals = sorted(goals[np.abs(goals) < LARGEST_GRASP_YAW], key=lambda goal: abs(goal - yaw))
-    for goal in goals:
-        along = FINGER_ASIDE * np.array([-np.sin(goal), np.cos(goal)])
-        fingers = now.block_xyz[:2] + np.array([along, -along])
-        if np.linalg.norm(fingers[:, None] - now.other_blocks_xy[None], axis=-1).min() > FINGER_ROOM:
-            return float(goal - yaw)
-    return float(goals[0] - yaw)
+    away = 0.1 * max(0.0, 0.85 - now.opening)
+    return _action(_funnel(now.hand_xyz, goal, goal[2] + HOVER - BLOCK_HALF, away), _straighten(now), closed=False)
 
 
 def _is_placed(now: Situation) -> bool:
@@ -125,21 +99,13 @@ def _funnel(point: NDArray[np.float64], goal: NDArray[np.float64], high: float, 
     return shortened(GAIN * np.array([free * aside[0], free * aside[1], too_low]), LARGEST_STEP)
 
 
-def _upright_yaw(rotation: NDArray[np.float64]) -> float:
-    """Turn of the hand about the vertical, [rad]."""
-    return float(vector_from_rotation(rotation @ DOWN.T)[2])
+def _straighten(now: Situation) -> NDArray[np.float64]:
+    """Rotation vector (3,) in [rad] towards fingers down, along the table's y axis.
 
-
-def _block_yaw(rotation: NDArray[np.float64]) -> float:
-    """Turn about the vertical of an edge of the block that lies flat, [rad]; the block may have been tipped over."""
-    flattest = int(np.argmin(np.abs(rotation[2])))
-    return float(np.arctan2(rotation[1, flattest], rotation[0, flattest]))
-
-
-def _turn_to(now: Situation, yaw: float) -> NDArray[np.float64]:
-    """Rotation vector (3,) in [rad] towards fingers down with this yaw."""
-    goal = rotation_from_vector(np.array([0.0, 0.0, yaw])) @ DOWN
-    return shortened(GAIN * vector_from_rotation(goal @ now.hand_rotation.T), LARGEST_TURN)
+    The hand does not turn with the block: open fingers are wider than a turned cube and turn it as they close. A label that
+    follows the cube's edges is +-0.2 rad by what a frame of 64 pixels does not show, and its mean, no turn, is what networks learned.
+    """
+    return shortened(GAIN * vector_from_rotation(DOWN @ now.hand_rotation.T), LARGEST_TURN)
 
 
 def _action(

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from actlet.manifest import NodePrecision
@@ -43,7 +44,8 @@ def audit(model: onnx.ModelProto, int8: Collection[str] = (), int4: Collection[s
         int4: Names of the nodes whose weights were to become int4. They are stored so; what is executed is float32.
 
     Returns:
-        One entry per node. `executed` is None where a node cannot be found in the optimised graph.
+        One entry per node. `executed` is None where a node cannot be found in the optimised graph. Large weights that stay float
+        are stored as float16 and executed in float32.
     """
     graph = Graph(model)
     makers = {output: node for node in graph.nodes for output in node.output}
@@ -56,7 +58,8 @@ def audit(model: onnx.ModelProto, int8: Collection[str] = (), int4: Collection[s
         relu = graph.sole_consumer(node.output[0], "Relu")
         known_as = [node.name, node.output[0], *([relu.output[0]] if relu is not None else [])]
         op = next((running[name] for name in known_as if running.get(name) in _INTEGER + _FLOAT), None)
-        asked = "int8" if node.name in int8 else "int4" if node.name in int4 else "float32"
+        half = any(graph.constant(name).dtype == np.float16 for name in stored)
+        asked = "int8" if node.name in int8 else "int4" if node.name in int4 else "float16" if half else "float32"
         executed = None if op is None else "int8" if op in _INTEGER else "float32"
         size = sum(graph.stored_bytes(name) for name in stored)
         kind = node.op_type.removeprefix("QLinear")
@@ -71,7 +74,7 @@ def summary(nodes: Collection[NodePrecision]) -> list[str]:
         group = [node for node in nodes if (node.asked, node.executed or "unknown") == (asked, executed)]
         size = sum(node.weight_bytes for node in group)
         names = ", ".join(f"{node.name} ({node.weight_bytes} B)" for node in group)
-        detail = f": {names}" if asked == "float32" or (asked == "int8" and executed != "int8") else ""
+        detail = f": {names}" if asked.startswith("float") or (asked == "int8" and executed != "int8") else ""
         lines.append(f"{len(group):3d} nodes, {size / 1e3:9.1f} kB, asked {asked}, executed {executed}{detail}")
     return lines
 

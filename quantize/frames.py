@@ -1,6 +1,7 @@
 """Recorded frames that quantization looks at: some to calibrate with, others to judge by.
 
-The two never come from the same episode, since neighbouring frames are nearly the same picture.
+The two never come from the same episode, since neighbouring frames are nearly the same picture, nor from the same scene
+(`episodes.split`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from actlet.errors import DatasetError
 from actlet.specs import PolicySpec, require_same
-from episodes.lerobot_dataset import LeRobotDataset, open_dataset, split_episodes
+from episodes.lerobot_dataset import LeRobotDataset, open_dataset
+from episodes.split import split_episodes
 from runtime.golden import Golden
 from runtime.networks import Networks
 
@@ -61,14 +63,14 @@ def frames_of_dataset(
         spec: What the policy sees; the dataset must have been recorded with it.
         networks: Encodes the instructions.
         calibration: How many frames to calibrate with, at most.
-        held_out: How many to judge by, at most; they come from a fifth of the episodes, which calibration never sees.
+        held_out: How many to judge by, at most; they come from a fifth of the episodes, in scenes that calibration never sees.
         seed: Decides which episodes and frames.
 
     Returns:
         Frames to calibrate with, frames to judge by, and the dataset's content hash.
 
     Raises:
-        DatasetError: The dataset cannot be read, or has a single episode.
+        DatasetError: The dataset cannot be read, or has a single scene.
         SpecError: It was recorded with other cameras, states or actions.
     """
     dataset = open_dataset(path)

@@ -110,6 +110,7 @@ def quantize_int4(model: onnx.ModelProto, config: Int4Config | None = None) -> o
     asked, graph = will_be_int4(model, config), Graph(model)
     for node in [node for node in graph.weight_nodes() if node.name in asked]:
         _store(graph, node)
+    graph.halve_large_weights()
     quantized = graph.finish(opset=OPSET)
     stored = int4_nodes(quantized)
     if stored != set(asked):

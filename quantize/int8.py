@@ -23,6 +23,7 @@ integer ones cost a conversion each way, so "portable" is 1.5 times faster than 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 
 from actlet.errors import QuantizationError, UnknownNameError
 from quantize.calibration import RangeRule, observe, value_range
+from quantize.camera_input import CameraInput, find_camera_inputs
 from quantize.film import MAX_BIAS, film_names, fold_film, stack_film
 from quantize.frames import Frames
 from quantize.graph import WEIGHT_OPS, Graph, channel_axis
@@ -52,8 +54,8 @@ class Int8Config:
     min_weights: int = 512
     """Nodes with fewer weights stay float, such as the layer of the state: converting their inputs costs more than they do."""
     min_channels: int = 8
-    """Convolutions of fewer input channels stay float: the first one of each camera, where integers gain no time (9 products for
-    each of 3 colours) and whose rounding costs more accuracy than all others together (2 dB)."""
+    """Convolutions of fewer input channels stay float, unless they read a camera's bytes: there are too few products to gain time, and
+    rounding a picture costs more accuracy than all other values together (2 dB)."""
     weight_levels: int = 127
     """Largest |q| of a weight. 63 avoids saturation on x86 processors with AVX2 but without VNNI."""
 
@@ -75,9 +77,10 @@ def will_be_int8(model: onnx.ModelProto, config: Int8Config | None = None) -> li
         UnknownNameError: `exclude` names a node that has no weights or does not exist.
         QuantizationError: Nothing would be left to quantize.
     """
-    graph = Graph(model)
+    config, graph = config or Int8Config(), Graph(model)
     stack_film(graph)
-    return _choose(Graph(graph.finish()), config or Int8Config())
+    graph = Graph(graph.finish())
+    return _choose(graph, config, _cameras(graph, config))
 
 
 def quantize_weight(weight: NDArray[np.float32], axis: int, levels: int = 127) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -126,7 +129,11 @@ def int8_nodes(model: onnx.ModelProto) -> set[str]:
     return found
 
 
-def _choose(graph: Graph, config: Int8Config) -> list[str]:
+def _cameras(graph: Graph, config: Int8Config) -> dict[str, CameraInput]:
+    return find_camera_inputs(graph) if config.dialect == "cpu" else {}
+
+
+def _choose(graph: Graph, config: Int8Config, cameras: Mapping[str, CameraInput]) -> list[str]:
     nodes = {node.name: node for node in graph.weight_nodes()}
     for name in config.exclude:
         if name not in nodes:
@@ -136,8 +143,8 @@ def _choose(graph: Graph, config: Int8Config) -> list[str]:
     for name, node in nodes.items():
         # A stack of matrices has no single channel axis; in a student it is the table of bins, where an error is an action's.
         plain = len(shapes[name]) == (4 if node.op_type == "Conv" else 2)
-        large = np.prod(shapes[name]) >= config.min_weights and (node.op_type != "Conv" or shapes[name][1] >= config.min_channels)
-        if name not in config.exclude and plain and large:
+        wide = node.op_type != "Conv" or shapes[name][1] >= config.min_channels or name in cameras
+        if name not in config.exclude and plain and wide and np.prod(shapes[name]) >= config.min_weights:
             chosen.append(name)
     if not chosen:
         raise QuantizationError(
@@ -155,7 +162,13 @@ class _Builder:
         self.film = stack_film(self.graph)
         self.sites = {site.conv.name: site for site in self.film.sites} if self.film else {}
         self.nodes = [node for node in self.graph.weight_nodes() if node.name in asked]
-        values = {node.input[0] for node in self.nodes} | {self._result(node) for node in self.nodes if node.op_type == "Conv"}
+        self.cameras = {name: camera for name, camera in _cameras(self.graph, config).items() if name in asked}
+        """First convolutions that read bytes."""
+        self.bytes = {node.input[0]: self.cameras[node.name] for node in self.nodes if node.name in self.cameras}
+        """The values that those convolutions read in the float network, which no longer exist here."""
+        values = {node.input[0] for node in self.nodes if node.name not in self.cameras} | {
+            self._result(node) for node in self.nodes if node.op_type == "Conv"
+        }
         self.histograms = observe(model, sorted(values), frames)
         self.integers: set[str] = set()
         """Values that an integer operator makes; everything else that has an integer form is float first."""
@@ -174,6 +187,7 @@ class _Builder:
             if node.op_type != "Conv":
                 self._product(node)
         self._keep_float()
+        self.graph.halve_large_weights()
         return self.graph.finish()
 
     def _result(self, conv: onnx.NodeProto) -> str:
@@ -187,6 +201,10 @@ class _Builder:
 
     def _grid(self, value: str) -> tuple[str, str, float]:
         """Names of a value's scale and zero, and its step."""
+        if value in self.bytes:
+            camera = self.bytes[value]
+            scale = self.graph.store(f"{value}.scale", np.array(camera.gain, np.float32))
+            return scale, self.graph.store(f"{value}.zero", np.array(camera.zero, np.uint8)), camera.gain
         low, high = value_range(self.histograms[value], self.config.rule)
         if self.config.dialect == "portable":
             step = max(-low, high, 1e-8) / 127
@@ -199,6 +217,8 @@ class _Builder:
 
     def _integer(self, value: str) -> str:
         """The integer form of a value, made where it is first asked for."""
+        if value in self.bytes:
+            return self.bytes[value].frame
         name = f"{value}.integer"
         if self.graph.producer(name) is None:
             scale, zero, _ = self._grid(value)
@@ -224,6 +244,8 @@ class _Builder:
     def _store_weight(self, node: onnx.NodeProto) -> tuple[str, str, str, NDArray[np.float32]]:
         """Names of int8 weight, scale and zero, and the scale."""
         weight, axis = self.graph.constant(node.input[1]), channel_axis(node)
+        if node.name in self.cameras:
+            weight = self.cameras[node.name].weight(weight)
         values, scale = quantize_weight(weight, axis, self.config.weight_levels)
         names = [f"{node.input[1]}.{part}" for part in ("int8", "scale", "zero")]
         self.graph.store(names[0], values)
@@ -264,12 +286,13 @@ class _Builder:
             self.graph.remove(old)
         inputs = [self._integer(source), x_scale, x_zero, weight, scale, zero, y_scale, y_zero, bias]
         self.graph.add("QLinearConv", inputs, f"{result}.integer", name=node.name)
-        self.graph.nodes[-1].attribute.extend(node.attribute)
+        self.graph.nodes[-1].attribute.extend(self.cameras[node.name].attributes(node) if node.name in self.cameras else node.attribute)
         self._make_integer(result)
 
     def _bias(self, conv: onnx.NodeProto) -> NDArray[np.float32]:
-        channels = self.graph.constant(conv.input[1]).shape[0]
-        return self.graph.constant(conv.input[2]) if len(conv.input) > 2 else np.zeros(channels, np.float32)
+        weight = self.graph.constant(conv.input[1])
+        bias = self.graph.constant(conv.input[2]) if len(conv.input) > 2 else np.zeros(len(weight), np.float32)
+        return self.cameras[conv.name].bias(bias, weight) if conv.name in self.cameras else bias
 
     def _fold_film(self, chosen: list[str]) -> None:
         """Make the run-time scales and biases of all convolutions with FiLM; one that stays float gets some too, which nobody reads."""

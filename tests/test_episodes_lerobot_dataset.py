@@ -1,4 +1,4 @@
-"""Laws of reading datasets: lazily, in any order, split by episode, and damage is named."""
+"""Laws of reading datasets: lazily, in any order, and damage is named."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from small_dataset import (
 
 from actlet.errors import ActletError, DatasetError, UnknownNameError
 from episodes import lerobot_dataset, lerobot_steps
-from episodes.lerobot_dataset import LeRobotDataset, open_dataset, split_episodes
+from episodes.lerobot_dataset import LeRobotDataset, open_dataset
 from episodes.lerobot_steps import encode_frame
 
 
@@ -194,36 +194,6 @@ def test_damaged_bytes_inside_a_file_are_noticed(tmp_path: Path, dataset: LeRobo
         open_dataset(tmp_path / "set").read_all(progress=False)
 
 
-def test_a_split_is_by_episode_and_complete(dataset: LeRobotDataset) -> None:
-    """Every episode is on exactly one side, and the same seed gives the same split."""
-    train, held_out = split_episodes(dataset, 0.3, seed=1)
-    assert sorted(train + held_out) == list(range(7))
-    assert len(held_out) == 2
-    assert split_episodes(dataset, 0.3, seed=1) == (train, held_out)
-    assert len({tuple(split_episodes(dataset, 0.3, seed=seed)[1]) for seed in range(10)}) > 1
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_each_task_gives_its_share(tmp_path: Path, seed: int) -> None:
-    """30 episodes of each of three tasks, a fifth held out: six of each, to within one."""
-    dataset = write(tmp_path / "set", [an_episode(i, task=("touch", "lift", "put")[i % 3]) for i in range(90)])
-    held_out = split_episodes(dataset, 0.2, seed=seed)[1]
-    assert len(held_out) == 18
-    counts = [sum(dataset.episodes[index].task == task for index in held_out) for task in ("touch", "lift", "put")]
-    assert all(5 <= count <= 7 for count in counts)
-
-
-def test_the_limits_of_a_split(dataset: LeRobotDataset, tmp_path: Path) -> None:
-    """Nothing held out, at least one of each side, and fractions that mean nothing."""
-    assert split_episodes(dataset, 0.0, seed=0) == (list(range(7)), [])
-    assert len(split_episodes(dataset, 0.01, seed=0)[1]) == 1
-    assert len(split_episodes(dataset, 0.99, seed=0)[0]) == 1
-    with pytest.raises(DatasetError, match="expected 0 <= fraction < 1"):
-        split_episodes(dataset, 1.0, seed=0)
-    with pytest.raises(DatasetError, match="cannot be split"):
-        split_episodes(write(tmp_path / "one", [an_episode(0)]), 0.5, seed=0)
-
-
 def test_the_public_names_are_these() -> None:
     """What other parts may rely on."""
-    assert lerobot_dataset.__all__ == ["DatasetWriter", "EpisodeInfo", "LeRobotDataset", "open_dataset", "split_episodes"]
+    assert lerobot_dataset.__all__ == ["DatasetWriter", "EpisodeInfo", "LeRobotDataset", "open_dataset"]

@@ -27,18 +27,20 @@ from runtime.policy import BundlePolicy
 
 @pytest.fixture(scope="module")
 def dataset(tiny_float_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten short episodes for the tiny student; every state says which episode it is from."""
+    """Ten short episodes in five scenes for the tiny student; every state says which scene it is from."""
     spec = read_manifest(tiny_float_bundle).spec
     rng, folder = np.random.default_rng(11), tmp_path_factory.mktemp("data") / "table"
     with DatasetWriter(folder, observation_spec=spec.observation, action_spec=spec.action, rate_hz=10.0, robot_type="arm") as writer:
         for number in range(10):
             steps = 6
             state = rng.normal(size=(steps, 3)).astype(np.float32)
-            state[:, 0] = number / 10
+            state[:, 0] = number // 2 / 5
             action = np.zeros((steps, spec.action.dim), np.float32)
             images = {camera.name: blob_frames(rng, steps, camera.height, camera.width) for camera in spec.observation.cameras}
             text = ("lift the red cup", "touch the blue block")[number % 2]
-            writer.add(Episode(instruction=text, images=images, state=state, action=action, success=True, seed=number, task="lift"))
+            writer.add(
+                Episode(instruction=text, images=images, state=state, action=action, success=True, seed=number // 2, task=text.split()[0])
+            )
     return folder
 
 
@@ -84,8 +86,8 @@ def test_golden_answers_are_the_childs_own(tiny_float_bundle: Path, int8_bundle:
     np.testing.assert_array_equal(parent.actions[rows][..., binary], bundle.golden.actions[..., binary])
 
 
-def test_judged_on_episodes_that_calibration_never_saw(tiny_float_bundle: Path, dataset: Path) -> None:
-    """The two sets of frames share no episode, and the same seed gives the same frames."""
+def test_judged_on_scenes_that_calibration_never_saw(tiny_float_bundle: Path, dataset: Path) -> None:
+    """The two sets of frames share no scene, and the same seed gives the same frames."""
     policy = BundlePolicy(tiny_float_bundle)
 
     def choose() -> tuple[Frames, Frames]:
