@@ -44,7 +44,7 @@ class Frames:
     by_expert: NDArray[np.bool_]
     """(N,), True where `action` is a demonstration's label, False where a student drove and only a teacher knows better."""
     distribution: NDArray[np.float16] | None = None
-    """(N, A, K), the teacher's answer for each frame, or None."""
+    """(N, A, K), the teacher's answer for each frame, zero where it was not asked; None without a teacher."""
 
     def __len__(self) -> int:
         return len(self.state)

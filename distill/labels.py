@@ -7,6 +7,7 @@ really reached then.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,35 +25,45 @@ SHARD = 512
 
 
 def label_frames(
-    teacher: Teacher, frames: Frames, folder: Path, *, batch_size: int = 32, label: str = "teacher's answers"
+    teacher: Teacher,
+    frames: Frames,
+    folder: Path,
+    *,
+    episodes: Collection[int] | None = None,
+    batch_size: int = 32,
+    label: str = "teacher's answers",
 ) -> NDArray[np.float16]:
-    """Ask the teacher about every frame.
+    """Ask the teacher about frames.
 
     Args:
         teacher: Whom to ask.
         frames: N frames.
         folder: Where shards are kept; those that exist are not asked for again.
+        episodes: Whose frames are asked about; None for all.
         batch_size: Frames per question.
         label: Text of the progress bar.
 
     Returns:
-        float16 (N, A, K).
+        float16 (N, A, K), zero for a frame that was not asked about.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    rows = np.arange(len(frames)) if episodes is None else np.flatnonzero(np.isin(frames.episode, list(episodes)))
     shards = []
-    with tqdm(total=len(frames), desc=label, unit="frame", mininterval=2.0) as progress:
-        for start in range(0, len(frames), SHARD):
-            stop = min(start + SHARD, len(frames))
-            file = folder / f"{start:08d}-{stop:08d}.safetensors"
+    with tqdm(total=len(rows), desc=label, unit="frame", mininterval=2.0) as progress:
+        for start in range(0, len(rows), SHARD):
+            asked = rows[start : start + SHARD]
+            file = folder / f"{start:08d}-{start + len(asked):08d}.safetensors"
             if not file.is_file():
-                answers = np.concatenate([_ask(teacher, frames, i, min(i + batch_size, stop)) for i in range(start, stop, batch_size)])
-                write_bytes(file, save({"distribution": answers}))
+                answers = [_ask(teacher, frames, asked[i : i + batch_size]) for i in range(0, len(asked), batch_size)]
+                write_bytes(file, save({"distribution": np.concatenate(answers)}))
             shards.append(load_file(file)["distribution"])
-            progress.update(stop - start)
-    return np.concatenate(shards)
+            progress.update(len(asked))
+    everything = np.zeros((len(frames), *shards[0].shape[1:]), np.float16)
+    everything[rows] = np.concatenate(shards)
+    return everything
 
 
-def _ask(teacher: Teacher, frames: Frames, start: int, stop: int) -> NDArray[np.float16]:
-    observations = [Observation({name: images[i] for name, images in frames.images.items()}, frames.state[i]) for i in range(start, stop)]
-    instructions = [frames.instructions[frames.episode[i]] for i in range(start, stop)]
+def _ask(teacher: Teacher, frames: Frames, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+    observations = [Observation({name: images[i] for name, images in frames.images.items()}, frames.state[i]) for i in rows]
+    instructions = [frames.instructions[frames.episode[i]] for i in rows]
     return teacher.action_distribution(observations, instructions).astype(np.float16)

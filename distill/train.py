@@ -9,7 +9,8 @@ Without a teacher it is behaviour cloning; without a suite there are no on-polic
 episodes are held out, and the error on them is reported against two baselines (`distill.held_out`).
 
 The target of a token on a demonstration is teacher_weight * teacher's distribution + (1 - teacher_weight) * Gaussian
-around the demonstrated bin; on a state that the student reached, the teacher's distribution alone.
+around the demonstrated bin (the Gaussian alone where the teacher was not asked); on a state that the student reached, the
+teacher's distribution alone.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class TrainConfig:
     sigma: float = 12.0
     """Width of the labels around a demonstrated bin, in bins."""
     teacher_weight: float = 0.5
-    """Share of the teacher's distribution in the targets on demonstrations."""
+    """Share of the teacher's distribution in the targets on demonstrations that it labels."""
+    labelled_share: float = 1.0
+    """Share of the demonstrations that the teacher labels; every state that the student reaches is labelled."""
     waypoint_weight: float = 1.0
     """Weight of predicting the state change to the next key moments."""
     on_policy_episodes: int = 60
@@ -83,6 +86,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_weight <= 1:
             raise SpecError(f"teacher_weight {self.teacher_weight}: expected 0 .. 1.")
+        if not 0 < self.labelled_share <= 1:
+            raise SpecError(f"labelled_share {self.labelled_share}: expected 0 < share <= 1; without a teacher, pass none.")
 
 
 def distill(
@@ -139,7 +144,9 @@ def distill(
         require_same(asked.spec.observation, observation, what="observations of teacher and dataset")
         require_same(asked.spec.action, action, what="actions of teacher and dataset")
         tokenizer = asked.tokenizer  # the teacher's bins are the ones that its distributions are over
-        frames.distribution = label_frames(asked, frames, work / "labels")
+        count = max(1, round(config.labelled_share * len(train_rows)))
+        labelled = np.random.default_rng(config.seed).permutation(len(train_rows))[:count].tolist()
+        frames.distribution = label_frames(asked, frames, work / "labels", episodes=labelled)
     torch.manual_seed(config.seed)
     texts = load_text_encoder().encode(sorted(set(frames.instructions)))
     student = Student(
@@ -220,9 +227,10 @@ def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path
         demonstrated = gaussian_labels(bins[index], is_binary, count=tokenizer.bins, sigma=config.sigma)
         if answers is None:
             return demonstrated
-        share = torch.where(expert[index], config.teacher_weight, 1.0)[..., None, None]
         taught = answers[index].float()
-        return share * taught / taught.sum(-1, keepdim=True) + (1 - share) * demonstrated
+        total = taught.sum(-1, keepdim=True)  # (B, H, A, 1), 0 where the teacher was not asked
+        share = torch.where(expert[index], config.teacher_weight, 1.0)[..., None, None] * (total > 0)
+        return share * taught / total.clamp(min=0.5) + (1 - share) * demonstrated
 
     def loss_of_batch(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(frames), (config.batch_size,), generator=generator)

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from actlet.action_tokens import ActionTokenizer
 from actlet.manifest import GoldenTolerance, Lineage, Manifest, NodePrecision, TextEncoderInfo, record_files, write_manifest
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
+from quantize.frames import Frames
 
 TINY_SPEC = PolicySpec(
     observation=ObservationSpec(
@@ -251,3 +252,13 @@ def tiny_float_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
     from export.to_bundle import export_student
 
     return export_student(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "float").out
+
+
+@pytest.fixture(scope="session")
+def tiny_frames(tiny_checkpoint: Path) -> Frames:
+    """The twelve frames that the tiny student's checkpoint carries."""
+    from safetensors.numpy import load_file
+
+    samples = load_file(tiny_checkpoint / "samples.safetensors")
+    images = {name.removeprefix("images."): values for name, values in samples.items() if name.startswith("images.")}
+    return Frames(images, samples["state"], samples["instruction"])

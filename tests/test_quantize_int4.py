@@ -18,7 +18,7 @@ from actlet.specs import CameraSpec, ObservationSpec, PolicySpec
 from distill.student import Student
 from export.to_onnx import student_to_onnx
 from quantize.audit import audit, executed_operators
-from quantize.frames import Frames, frames_of_golden
+from quantize.frames import Frames
 from quantize.int4 import BLOCK, Int4Config, int4_nodes, quantize_blocks, quantize_int4, will_be_int4
 from quantize.int8 import quantize_int8
 from quantize.output_error import compare_outputs
@@ -105,13 +105,13 @@ def test_every_asked_node_is_stored_as_int4(tiny_float_bundle: Path) -> None:
     assert {node.op for node in nodes if node.asked == "int4"} == {"Conv", "Gemm"}
 
 
-def test_int4_answers_stay_near(tiny_float_bundle: Path) -> None:
+def test_int4_answers_stay_near(tiny_float_bundle: Path, tiny_frames: Frames) -> None:
     """Above 10 dB on the untrained tiny student, where four bits cost the most."""
     bundle = load_bundle(tiny_float_bundle)
     model = onnx.load(tiny_float_bundle / "policy.onnx")
     networks = [OrtModel(network.SerializeToString()) for network in (model, quantize_int4(model))]
     manifest = bundle.manifest
-    error = compare_outputs(networks[0], networks[1], frames_of_golden(bundle.golden), manifest.spec, manifest.tokenizer)
+    error = compare_outputs(networks[0], networks[1], tiny_frames, manifest.spec, manifest.tokenizer)
     assert error.sqnr_db > 10
 
 
