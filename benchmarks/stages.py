@@ -38,7 +38,7 @@ class DemoConfig:
     suite: str = "tabletop"
     demonstrations: int = 600
     """Episodes that the student learns from."""
-    teacher_demonstrations: int = 1350
+    teacher_demonstrations: int = 1950
     """Episodes that the teacher learns from, when it is trained too."""
     teach: TeachConfig = dataclasses.field(default_factory=TeachConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -41,7 +41,8 @@ def teacher_card(teacher: Rt2Teacher, lineage: dict[str, Any]) -> str:
         f"- {trained / 1e6:.2f} M trained parameters, which are what this folder holds (float16)",
         f"- answers one action of {spec.action.dim} tokens of {teacher.tokenizer.bins} bins each, token by token, constrained to the action tokens",
         f"- sees {_cameras(teacher)} and the state {list(spec.observation.state_names)}",
-        f"- trained on dataset {str(lineage.get('dataset'))[:12]} in {lineage.get('hours')} hours",
+        f"- trained on {lineage.get('dataset_episodes')} episodes of dataset {' and '.join(part[:12] for part in str(lineage.get('dataset')).split())} "
+        f"in {lineage.get('hours')} hours",
     ]
     return "\n".join([*lines, "", *_training(lineage)])
 

@@ -2,8 +2,9 @@
 
     "Q: what action should the robot take to put the red block on the yellow plate?"      (text, once per instruction)
       └─ frozen language features, standardised ─ condition c of the vision
-    frames ─ frozen EfficientNet-Lite0 stages ─ FilmTrunk(c) ─ 4x4 tokens per camera
-    [text] [state] [vision ...] [" A:"] ─ SmolLM2 layers with LoRA ─ a0 ─ a1 ─ ... ─ a7     (8 tokens, causal)
+    frames ─ frozen EfficientNet-Lite0 stages ─ FilmTrunk(c) ─┐
+    state ─ linear ───────────────────────────────────────────┴─ scene vector ─ T scene tokens
+    [text] [scene tokens] [" A:"] ─ SmolLM2 layers with LoRA ─ a0 ─ a1 ─ ... ─ a7           (8 tokens, causal)
 
 The K = 256 action tokens overwrite the least used words of the vocabulary, and decoding is constrained to them: the
 output is a softmax over their K embeddings (tied, as the language model ties its own), so a word can never become a
@@ -11,8 +12,8 @@ motion. A continuous token is decoded as the expectation over its bins, rounded 
 the next one sees; a binary one as the more probable half, terminate only where it is nearly certain.
 
 After Brohan et al. 2023 (RT-2). Differences: text comes before the pictures, so that its keys and values are computed
-once per instruction; the pictures are read in the light of the instruction, as in RT-1; LoRA instead of full
-fine-tuning, so that what is learned fits into 20 MB.
+once per instruction; the pictures are read in the light of the instruction and summed up in a few tokens, as in RT-1;
+LoRA instead of full fine-tuning, so that what is learned fits into 20 MB.
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ class TeacherConfig:
     channels: tuple[int, ...] = (96, 128, 192)
     blocks: tuple[int, ...] = (1, 2, 2)
     condition_dim: int = 256
+    features: int = 256
+    """Size of the scene vector."""
+    dropout: float = 0.1
+    """Share of what the scene vector is made of that is switched off in training."""
+    scene_tokens: int = 4
+    """T, tokens that the scene vector is shown to the language model as."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -106,10 +113,14 @@ class Rt2Teacher(nn.Module):
         )
         self.language = inject_adapter_in_model(lora, language)
         self.features = VisionFeatures()
-        self.vision = nn.ModuleList(_CameraTokens(c, width) for _ in spec.observation.cameras)
+        self.vision = nn.ModuleList(_CameraVision(c) for _ in spec.observation.cameras)
         self.text_condition = _TextCondition(width, c.condition_dim)
         state_dim = spec.observation.state_dim
-        self.state_layer = nn.Sequential(nn.Linear(state_dim, 128), nn.ReLU(), nn.Linear(128, width))
+        self.state_layer = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU())
+        joint = sum(camera.features_out for camera in self.vision) + 64 + c.condition_dim
+        self.dropout = nn.Dropout(c.dropout)
+        self.mix = nn.Sequential(nn.Linear(joint, c.features), nn.ReLU(), nn.Linear(c.features, c.features), nn.ReLU())
+        self.scene_tokens = nn.Linear(c.features, c.scene_tokens * width)
         scale = float(language.embed_tokens.weight.std())
         ordinal = ordinal_embedding(tokenizer.bins, width)
         self.action_tokens = nn.Parameter(ordinal / ordinal.std() * scale)  # (K, width), the overwritten embeddings
@@ -174,10 +185,12 @@ class Rt2Teacher(nn.Module):
 
     # -- the network --------------------------------------------------------------------------------------------------
 
-    def see(self, maps: Sequence[tuple[Tensor, Tensor]], condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Frozen maps of each camera, condition (B, D) -> tokens (B, cameras * 16, width), their raw features (B, F)."""
-        tokens, raw = zip(*(camera(*pair, condition) for camera, pair in zip(self.vision, maps, strict=True)), strict=True)
-        return torch.cat(tokens, dim=1), torch.cat(raw, dim=1)
+    def see(self, maps: Sequence[tuple[Tensor, Tensor]], state: Tensor, condition: Tensor) -> Tensor:
+        """Frozen maps of each camera, state (B, S), condition (B, D) -> scene vector (B, F)."""
+        seen = [camera(*pair, condition) for camera, pair in zip(self.vision, maps, strict=True)]
+        own = self.state_layer((state - self.state_mean) / self.state_std)
+        scene: Tensor = self.mix(self.dropout(torch.cat([*seen, own, condition], dim=1)))
+        return scene
 
     def condition(self, text: _Text) -> Tensor:
         """(U, D): what the vision is told about each instruction."""
@@ -188,7 +201,7 @@ class Rt2Teacher(nn.Module):
 
     def forward(
         self, maps: Sequence[tuple[Tensor, Tensor]], state: Tensor, instructions: Sequence[str], which: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Teacher-forced logits, for training.
 
         Args:
@@ -199,20 +212,19 @@ class Rt2Teacher(nn.Module):
             tokens: int64 (B, A), the true bins; token d is predicted from tokens 0 .. d-1.
 
         Returns:
-            logits (B, A, K), raw vision features (B, F), condition (B, D).
+            logits (B, A, K), scene vector (B, F).
         """
         text = self.texts(instructions)
-        condition = self.condition(text)[which]
-        seen, raw = self.see(maps, condition)
+        scene = self.see(maps, state, self.condition(text)[which])
         prefix = self._prefix(text, which)
-        embedded = torch.cat([self._prompt(seen, state), self.action_tokens[tokens[:, :-1]]], dim=1)
+        embedded = torch.cat([self._prompt(scene), self.action_tokens[tokens[:, :-1]]], dim=1)
         hidden = self._continue(prefix, embedded)
-        return self._logits(hidden[:, -tokens.shape[1] :]), raw, condition
+        return self._logits(hidden[:, -tokens.shape[1] :]), scene
 
-    def _prompt(self, seen: Tensor, state: Tensor) -> Tensor:
-        state_token = self.state_layer((state - self.state_mean) / self.state_std)[:, None]
-        answer = self.language.embed_tokens(self.answer_ids)[None].expand(len(state), -1, -1)
-        return torch.cat([state_token, seen, answer], dim=1)
+    def _prompt(self, scene: Tensor) -> Tensor:
+        tokens = self.scene_tokens(scene).unflatten(1, (self.config.scene_tokens, -1))  # (B, T, width)
+        answer = self.language.embed_tokens(self.answer_ids)[None].expand(len(scene), -1, -1)
+        return torch.cat([tokens, answer], dim=1)
 
     def _prefix(self, text: _Text, which: Tensor) -> _Prefix:
         """Keys and values of the text, one copy for each row."""
@@ -257,8 +269,7 @@ class Rt2Teacher(nn.Module):
         unique = list(dict.fromkeys(instructions))
         which = torch.tensor([unique.index(instruction) for instruction in instructions])
         prefix, condition = self._known_prefix(tuple(unique), which)
-        seen, _ = self.see(maps, condition)
-        hidden = self._continue(prefix, self._prompt(seen, state))[:, -1:]
+        hidden = self._continue(prefix, self._prompt(self.see(maps, state, condition)))[:, -1:]
         answers = []
         for dimension in range(self.spec.action.dim):
             probabilities = torch.softmax(self._logits(hidden)[:, 0], dim=-1)  # (B, K)
@@ -317,22 +328,21 @@ class _Prefix:
         return cls(cache, mask[which])
 
 
-class _CameraTokens(nn.Module):
-    """Maps at 1/4 and 1/8 of a frame's size -> a 4x4 grid of tokens."""
+class _CameraVision(nn.Module):
+    """Maps at 1/4 and 1/8 of a frame's size -> a 4x4 grid of features, flattened: where things are is kept."""
 
-    def __init__(self, config: TeacherConfig, width: int) -> None:
+    def __init__(self, config: TeacherConfig) -> None:
         super().__init__()
         fine, coarse = VISION_CHANNELS
         self.down = FilmBlock(fine, 64, config.condition_dim, stride=2)
         self.trunk = FilmTrunk(64 + coarse, config.channels, config.condition_dim, config.blocks, first_stride=1)
         self.grid = nn.AdaptiveAvgPool2d(4)
-        self.project = nn.Linear(self.trunk.channels_out, width)
-        self.position = nn.Parameter(torch.randn(16, width) * 0.02)
+        self.features_out = 16 * self.trunk.channels_out
 
-    def forward(self, fine: Tensor, coarse: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, fine: Tensor, coarse: Tensor, condition: Tensor) -> Tensor:
         x = torch.cat([self.down(fine, condition), coarse], dim=1)
-        x = self.grid(self.trunk(x, condition)).flatten(2).transpose(1, 2)  # (B, 16, C)
-        return self.project(x) + self.position, x.flatten(1)
+        features: Tensor = self.grid(self.trunk(x, condition)).flatten(1)  # (B, C * 16)
+        return features
 
 
 class _TextCondition(nn.Module):

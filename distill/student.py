@@ -68,6 +68,8 @@ class StudentConfig:
     features: int = 256
     token_rank: int = 32
     """R, the rank of the factored token head."""
+    dropout: float = 0.1
+    """Share of the joint features that is switched off in training."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -138,6 +140,7 @@ class Student(nn.Module):
             self.points.append(_Keypoints(trunk.channels_out, c.keypoints, height, width))
         self.state_layer = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU())
         joint = (c.features // 2 + 2 * c.keypoints) * len(self.trunks) + 64 + c.condition_dim
+        self.dropout = nn.Dropout(c.dropout)
         self.mix = nn.Sequential(nn.Linear(joint, c.features), nn.ReLU(), nn.Linear(c.features, c.features), nn.ReLU())
         horizon, dim, rank = spec.timing.horizon, spec.action.dim, c.token_rank
         self.queries = nn.Linear(c.features, horizon * dim * rank)
@@ -179,7 +182,7 @@ class Student(nn.Module):
             x = trunk(x * (1 / 127.5) - 1.0, condition)
             seen += [squeeze(x), points(x)]
         seen.append(self.state_layer((state - self.state_mean) / self.state_std))
-        features = self.mix(torch.cat([*seen, condition], dim=1))  # (B, F)
+        features = self.mix(self.dropout(torch.cat([*seen, condition], dim=1)))  # (B, F)
         horizon, dim = self.spec.timing.horizon, self.spec.action.dim
         queries = self.queries(features).unflatten(1, (horizon, dim, self.config.token_rank))  # (B, H, A, R)
         logits = torch.matmul(queries.transpose(1, 2), self.bins.transpose(1, 2)).transpose(1, 2)  # (B, H, A, K)

@@ -2,7 +2,7 @@
 
 Two stages. First the vision alone learns to see what the instruction asks for, with a small head of its own that is
 thrown away (a step costs a fifth of the whole network's). Then everything trains together: the language model reads the
-vision's tokens and answers with action tokens, the small head keeps the vision honest.
+scene tokens and answers with action tokens, the small head keeps the vision honest.
 
 The frozen early vision is computed once per frame and kept in float16: about 70 kB per 128-pixel frame.
 """
@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 
 from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
-from actlet.specs import PolicySpec, TimingSpec
+from actlet.specs import PolicySpec, TimingSpec, require_same
 from actlet.storage import new_folder, write_bytes
 from distill.fit import FitConfig, fit
 from distill.frames import Frames
@@ -50,6 +51,8 @@ class TeachConfig:
     token_noise: float = 12.0
     """Noise on the tokens that later tokens see, in bins; a flag is wrong one time in twenty. When it acts, the teacher sees its own
     tokens, which are not the expert's: without noise it infers the descent from the exact sideways motion of the expert."""
+    state_noise: float = 0.1
+    """Noise on the state, in standard deviations: see `distill.train.TrainConfig`."""
     auxiliary_weight: float = 0.3
     """Weight of the vision's own head in the second stage."""
     seed: int = 0
@@ -59,18 +62,13 @@ class TeachConfig:
 class _Training(nn.Module):
     """The teacher and the head that only training sees."""
 
-    def __init__(self, teacher: Rt2Teacher, features: int = 256, rank: int = 32) -> None:
+    def __init__(self, teacher: Rt2Teacher, rank: int = 32) -> None:
         super().__init__()
         self.teacher = teacher
-        dim, state_dim = teacher.spec.action.dim, teacher.spec.observation.state_dim
-        seen = sum(16 * camera.trunk.channels_out for camera in teacher.vision)
-        self.state_layer = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU())
-        self.mix = nn.Sequential(
-            nn.Linear(seen + 64 + teacher.config.condition_dim, features), nn.ReLU(), nn.Linear(features, features), nn.ReLU()
-        )
+        dim, features = teacher.spec.action.dim, teacher.config.features
         self.queries = nn.Linear(features, dim * rank)
         self.bins = nn.Parameter(ordinal_embedding(teacher.tokenizer.bins, rank).repeat(dim, 1, 1))
-        self.waypoints = nn.Linear(features, 2 * state_dim)
+        self.waypoints = nn.Linear(features, 2 * teacher.spec.observation.state_dim)
         self.language_on = False
 
     def forward(
@@ -79,39 +77,43 @@ class _Training(nn.Module):
         teacher = self.teacher
         logits = None
         if self.language_on:
-            logits, raw, condition = teacher(maps, state, instructions, which, tokens)
+            logits, scene = teacher(maps, state, instructions, which, tokens)
         else:
-            condition = teacher.condition(teacher.texts(instructions))[which]
-            _, raw = teacher.see(maps, condition)
-        features = self.mix(torch.cat([raw, self.state_layer((state - teacher.state_mean) / teacher.state_std), condition], dim=1))
-        queries = self.queries(features).unflatten(1, (self.bins.shape[0], -1))  # (B, A, R)
+            scene = teacher.see(maps, state, teacher.condition(teacher.texts(instructions))[which])
+        queries = self.queries(scene).unflatten(1, (self.bins.shape[0], -1))  # (B, A, R)
         direct = torch.einsum("bar,akr->bak", queries, self.bins)  # (B, A, K)
-        return logits, direct, self.waypoints(features).unflatten(1, (2, -1))
+        return logits, direct, self.waypoints(scene).unflatten(1, (2, -1))
 
 
-def teach(data: str | Path, out: str | Path, config: TeachConfig | None = None, *, overwrite: bool = False) -> Path:
+def teach(data: str | Path | Sequence[str | Path], out: str | Path, config: TeachConfig | None = None, *, overwrite: bool = False) -> Path:
     """Train a teacher on a dataset and write its checkpoint.
 
     Args:
-        data: A LeRobotDataset folder.
+        data: A LeRobotDataset folder, or several with the same cameras, state and action.
         out: The checkpoint folder to make: config.json, adapter.safetensors, train_log.jsonl, README.md.
         config: How.
         overwrite: Replace a checkpoint that exists.
 
     Raises:
-        DatasetError: The dataset cannot be used.
+        DatasetError: A dataset cannot be used.
+        SpecError: The datasets differ in what is seen or commanded.
         StorageError: `out` exists, or cannot be written.
     """
     from episodes.lerobot_dataset import open_dataset
 
-    dataset = open_dataset(data)
-    frames = Frames.from_episodes(dataset.read_all(), dataset.observation_spec, dataset.action_spec)
+    datasets = [open_dataset(folder) for folder in ([data] if isinstance(data, str | Path) else data)]
+    first = datasets[0]
+    for other in datasets[1:]:
+        require_same(first.observation_spec, other.observation_spec, what=f"observations of {first.path} and {other.path}")
+        require_same(first.action_spec, other.action_spec, what=f"actions of {first.path} and {other.path}")
+    frames = Frames.concatenate([Frames.from_episodes(each.read_all(), each.observation_spec, each.action_spec) for each in datasets])
     spec = PolicySpec(
-        observation=dataset.observation_spec,
-        action=dataset.action_spec,
-        timing=TimingSpec(rate_hz=dataset.rate_hz, horizon=1, execute_steps=1, max_delay_steps=0),
+        observation=first.observation_spec,
+        action=first.action_spec,
+        timing=TimingSpec(rate_hz=first.rate_hz, horizon=1, execute_steps=1, max_delay_steps=0),
     )
-    return teach_on_frames(frames, spec, Path(out), config or TeachConfig(), lineage={"dataset": dataset.content_hash}, overwrite=overwrite)
+    lineage = {"dataset": " ".join(each.content_hash for each in datasets), "dataset_episodes": sum(len(each) for each in datasets)}
+    return teach_on_frames(frames, spec, Path(out), config or TeachConfig(), lineage=lineage, overwrite=overwrite)
 
 
 def teach_on_frames(
@@ -131,6 +133,7 @@ def teach_on_frames(
     bins = torch.from_numpy(tokenizer.encode(frames.action))
     is_binary = torch.from_numpy(spec.action.is_binary)
     state = torch.from_numpy(frames.state)
+    state_std = state.std(0)
     waypoints = torch.from_numpy(frames.waypoints / (frames.waypoints.std(axis=(0, 1)) + 1e-3))
     unique = list(dict.fromkeys(frames.instructions))
     instruction_of = torch.tensor([unique.index(text) for text in frames.instructions])[torch.from_numpy(frames.episode)]
@@ -140,7 +143,8 @@ def teach_on_frames(
         used, which = torch.unique(instruction_of[rows], return_inverse=True)
         inputs = [(fine[rows].float(), coarse[rows].float()) for fine, coarse in maps.values()]
         heard = _disturb(bins[rows], is_binary, tokenizer.bins, config.token_noise, generator)
-        logits, direct, way = model(inputs, state[rows], [unique[i] for i in used.tolist()], which, heard)
+        noise = config.state_noise * state_std * torch.randn(len(rows), len(state_std), generator=generator)
+        logits, direct, way = model(inputs, state[rows] + noise, [unique[i] for i in used.tolist()], which, heard)
         target = gaussian_labels(bins[rows], is_binary, count=tokenizer.bins, sigma=config.sigma)
         losses = {"vision": token_cross_entropy(direct, target), "waypoint": nn.functional.smooth_l1_loss(way, waypoints[rows])}
         auxiliary = losses["vision"] + losses["waypoint"]
@@ -222,7 +226,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb `teach`."""
     defaults = TeachConfig()
     parser.epilog = EPILOG
-    parser.add_argument("--data", required=True, help="a LeRobotDataset folder (v3.0 or v2.1)")
+    parser.add_argument("--data", required=True, nargs="+", help="LeRobotDataset folders (v3.0 or v2.1)")
     parser.add_argument("--out", required=True, help="the checkpoint folder to make")
     parser.add_argument(
         "--vision-steps", type=int, default=defaults.vision_steps, help="updates of the vision alone (default: %(default)s)"

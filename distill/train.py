@@ -76,6 +76,11 @@ class TrainConfig:
     """Share of the demonstrations that the teacher labels; every state that the student reaches is labelled."""
     waypoint_weight: float = 1.0
     """Weight of predicting the state change to the next key moments."""
+    shift_px: int = 4
+    """Frames are shifted by up to this many pixels in training: see `_shifted`."""
+    state_noise: float = 0.1
+    """Noise on the state in training, in standard deviations: the exact pose where an episode starts tells its scene, and a network
+    that knows the scenes by heart does not look."""
     on_policy_episodes: int = 60
     """Episodes that the student drives and the teacher labels, half-way; 0 for none."""
     held_out_fraction: float = 0.15
@@ -217,6 +222,7 @@ def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path
     is_binary = torch.from_numpy(spec.action.is_binary)
     vectors = torch.from_numpy(load_text_encoder().encode(frames.instructions))
     state, episode = torch.from_numpy(frames.state), torch.from_numpy(frames.episode)
+    state_std = state.std(0)
     expert = torch.from_numpy(frames.by_expert)
     waypoint_scale = frames.waypoints[frames.by_expert].std(axis=(0, 1)) + 1e-3
     waypoints = torch.from_numpy(frames.waypoints / waypoint_scale)
@@ -235,8 +241,9 @@ def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path
     def loss_of_batch(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(frames), (config.batch_size,), generator=generator)
         index, weight = frames.chunk_index(rows.numpy(), config.horizon)
-        images = [torch.from_numpy(frames.images[camera.name][rows.numpy()]) for camera in spec.observation.cameras]
-        output = model(images, state[rows], vectors[episode[rows]])
+        images = [_shifted(frames.images[camera.name], rows, config.shift_px, generator) for camera in spec.observation.cameras]
+        noise = config.state_noise * state_std * torch.randn(len(rows), len(state_std), generator=generator)
+        output = model(images, state[rows] + noise, vectors[episode[rows]])
         tokens = token_cross_entropy(output.logits, targets(torch.from_numpy(index)), torch.from_numpy(weight))
         distance = nn.functional.smooth_l1_loss(output.waypoints, waypoints[rows], reduction="none").mean((1, 2))
         way = (distance * expert[rows]).sum() / expert[rows].sum().clamp(min=1)
@@ -252,6 +259,17 @@ def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path
     )
     assert isinstance(trained, Student)
     return trained
+
+
+def _shifted(frames: np.ndarray, rows: Tensor, largest: int, generator: torch.Generator) -> Tensor:
+    """uint8 (N, h, w, 3) -> (B, h, w, 3): the rows, each moved by up to `largest` pixels each way, its border repeated.
+
+    Random shifts (Yarats et al. 2021, DrQ): a picture that is never twice the same is not learned by heart.
+    """
+    moves = torch.randint(-largest, largest + 1, (len(rows), 2), generator=generator).numpy()
+    height, width = frames.shape[1:3]
+    y, x = (np.clip(np.arange(size)[None] + moves[:, axis : axis + 1], 0, size - 1) for axis, size in enumerate((height, width)))
+    return torch.from_numpy(frames[rows.numpy()[:, None, None], y[:, :, None], x[:, None, :]])
 
 
 def _write_checkpoint(student: Student, folder: Path, lineage: dict[str, Any], instructions: list[str]) -> None:

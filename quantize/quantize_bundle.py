@@ -232,6 +232,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule", choices=("minmax", "percentile", "mse"), help=f"int8: how ranges are chosen (default: {Int8Config().rule})"
     )
+    parser.add_argument(
+        "--weight-levels",
+        type=int,
+        help=f"int8: largest integer of a weight (default: {Int8Config().weight_levels}, safe without VNNI; up to 127)",
+    )
     parser.add_argument("--exclude", action="append", default=[], metavar="NODE", help="a node that stays float; may be repeated")
     parser.add_argument("--frames", type=int, default=128, help="frames to calibrate with, and as many to judge by (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides which frames (default: %(default)s)")
@@ -241,9 +246,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The verb `quantize`."""
     exclude = tuple(arguments.exclude)
-    chosen = {name: getattr(arguments, name) for name in ("dialect", "rule") if getattr(arguments, name) is not None}
+    chosen = {name: getattr(arguments, name) for name in ("dialect", "rule", "weight_levels") if getattr(arguments, name) is not None}
     if arguments.precision == "int4" and chosen:
-        raise QuantizationError(f"--{' and --'.join(chosen)} belong to int8; int4 rounds weights alone. Leave them out.")
+        raise QuantizationError(f"--{' and --'.join(chosen).replace('_', '-')} belong to int8; int4 rounds weights alone. Leave them out.")
     config = Int8Config(exclude=exclude, **chosen) if arguments.precision == "int8" else Int4Config(exclude=exclude)
     report = quantize_bundle(
         arguments.bundle,

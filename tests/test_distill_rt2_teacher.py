@@ -27,7 +27,7 @@ SPEC = PolicySpec(
     timing=TimingSpec(rate_hz=10, horizon=1, execute_steps=1, max_delay_steps=0),
 )
 TOKENIZER = ActionTokenizer(np.float32([0, -0.5, -0.5, 0]), np.float32([1, 0.5, 0.5, 1]), 256)
-TINY = TeacherConfig(layers=1, lora_rank=2, channels=(8, 8, 8), blocks=(1, 1, 1), condition_dim=8)
+TINY = TeacherConfig(layers=1, lora_rank=2, channels=(8, 8, 8), blocks=(1, 1, 1), condition_dim=8, features=16, scene_tokens=2)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_decoding_token_by_token_equals_one_forced_pass(teacher: Rt2Teacher) -> 
     which = torch.tensor([unique.index(text) for text in INSTRUCTIONS])
     with torch.no_grad():
         maps = [teacher.features(torch.from_numpy(np.stack([o.images["top"] for o in seen])))]
-        logits, _, _ = teacher(maps, torch.from_numpy(np.stack([o.state for o in seen])), unique, which, bins)
+        logits, _ = teacher(maps, torch.from_numpy(np.stack([o.state for o in seen])), unique, which, bins)
     assert np.abs(torch.softmax(logits, -1).numpy() - answers).max() < 1e-5
 
 

@@ -24,7 +24,7 @@ from episodes.rollout import evaluate, success_summary
 
 SUITE = "point_reach:make_suite"
 TINY = StudentConfig(image_px=16, channels=(16, 32), blocks=(1, 1), condition_dim=32, squeeze_channels=16, features=64, token_rank=8)
-TINY_TEACHER = TeacherConfig(layers=1, lora_rank=2, channels=(8, 8, 8), blocks=(1, 1, 1), condition_dim=8)
+TINY_TEACHER = TeacherConfig(layers=1, lora_rank=2, channels=(8, 8, 8), blocks=(1, 1, 1), condition_dim=8, features=16, scene_tokens=2)
 ONE_STEP = PolicySpec(
     observation=point_reach.OBSERVATION,
     action=point_reach.ACTION,

@@ -16,6 +16,7 @@ from actlet.errors import QuantizationError, UnknownNameError
 from actlet.manifest import Manifest
 from quantize.audit import audit
 from quantize.calibration import Histogram, observe, value_range
+from quantize.camera_input import CameraInput, find_camera_inputs
 from quantize.film import stack_film
 from quantize.frames import Frames
 from quantize.graph import Graph
@@ -82,6 +83,32 @@ def test_every_asked_node_runs_on_integers(model: onnx.ModelProto, frames: Frame
     assert {node.name for node in nodes if node.asked == "int8"} == set(asked)
     runs_as = {"int8": "int8", "float32": "float32", "float16": "float32"}  # Halves are how the file stores what runs in float.
     assert all(node.executed == runs_as[node.asked] for node in nodes), [node for node in nodes if node.executed != runs_as[node.asked]]
+
+
+def test_a_cameras_first_convolution_reads_its_bytes(model: onnx.ModelProto, frames: Frames) -> None:
+    """The pool of two pixels becomes filters of twice the size: the same sums, up to the rounding of the weights."""
+    cameras = find_camera_inputs(Graph(model))
+    assert [camera.pool for camera in cameras.values()] == [2, 2]
+    quantized = Graph(quantize_int8(model, frames, Int8Config(min_weights=200)))
+    for name, camera in cameras.items():
+        node = next(node for node in quantized.nodes if node.name == name)
+        assert node.op_type == "QLinearConv"
+        assert node.input[0] == camera.frame
+        assert quantized.constant(node.input[3]).shape[2:] == (6, 6)
+    assert not any(node.op_type == "AveragePool" for node in quantized.nodes)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 3]))
+def test_a_convolution_of_pooled_pixels_is_one_of_larger_filters(seed: int, pool: int) -> None:
+    """sum w (gain p - offset) + b over pooled pixels p, and the same over pixels with the weights and the bias of the camera's bytes."""
+    rng = np.random.default_rng(seed)
+    camera = CameraInput("frame", pool, gain=1 / 127.5, offset=1.0)
+    pixels = rng.integers(0, 256, (3, 3 * pool, 3 * pool)).astype(np.float64)
+    pooled = pixels.reshape(3, 3, pool, 3, pool).mean((2, 4))
+    weight, bias = rng.normal(size=(4, 3, 3, 3)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+    expected = (weight * (pooled * camera.gain - camera.offset)).sum((1, 2, 3)) + bias
+    got = (camera.weight(weight) * camera.gain * (pixels - camera.zero)).sum((1, 2, 3)) + camera.bias(bias, weight)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
