@@ -36,17 +36,17 @@ class DemoConfig:
     """Sizes of the demo. The defaults take about 30 CPU minutes."""
 
     suite: str = "tabletop"
-    demonstrations: int = 600
+    demonstrations: int = 750
     """Episodes that the student learns from."""
     teacher_demonstrations: int = 1950
     """Episodes that the teacher learns from, when it is trained too."""
     teach: TeachConfig = dataclasses.field(default_factory=TeachConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    real: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=600, on_policy_episodes=0))
+    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=1800, labelled_share=0.25))
+    real: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=300, on_policy_episodes=0))
     """How the student of the real recordings is trained."""
     test_episodes: int = 126
     """Episodes that every policy is judged on."""
-    wrong_episodes: int = 126
+    wrong_episodes: int = 63
     """Episodes in which a student is told something else."""
     teacher_wrong_episodes: int = 42
     """The same for the teacher, which is slow."""

@@ -8,12 +8,14 @@ the checkpoint is whole.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +27,7 @@ from tqdm.auto import tqdm
 from actlet.errors import SpecError
 from actlet.storage import new_folder, read_json, write_json
 
-__all__ = ["FitConfig", "fit"]
+__all__ = ["FitConfig", "fit", "work_folder"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,18 @@ def fit(
         _save(accelerator, state_folder, config.steps)
     trained: nn.Module = average.module
     return trained.eval()
+
+
+def work_folder(out: Path, arguments: dict[str, Any]) -> Path:
+    """The hidden folder of a run beside what it makes; one that a run with other arguments left behind is removed."""
+    fingerprint = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
+    work = out.parent / f".{out.name}.training"
+    stamp = work / "arguments.json"
+    if stamp.is_file() and read_json(stamp).get("fingerprint") != fingerprint:
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(stamp, {"fingerprint": fingerprint, "arguments": arguments})
+    return work
 
 
 def _learning_rate(step: int, config: FitConfig) -> float:

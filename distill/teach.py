@@ -25,7 +25,7 @@ from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
 from actlet.specs import PolicySpec, TimingSpec, require_same
 from actlet.storage import new_folder, write_bytes
-from distill.fit import FitConfig, fit
+from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import teacher_card
@@ -153,7 +153,7 @@ def teach_on_frames(
         losses["tokens"] = token_cross_entropy(logits, target)
         return {"loss": losses["tokens"] + config.auxiliary_weight * auxiliary, **losses}
 
-    work = out.parent / f".{out.name}.training"
+    work = work_folder(out, {**lineage, "config": dataclasses.asdict(config), "actlet": __version__})
     log = work / "train_log.jsonl"
     vision_fit = FitConfig(
         steps=config.vision_steps, batch_size=config.batch_size, learning_rate=config.vision_learning_rate, seed=config.seed

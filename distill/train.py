@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import hashlib
-import json
 import shutil
 import time
 from pathlib import Path
@@ -35,8 +33,8 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.errors import SpecError
 from actlet.protocols import Policy
 from actlet.specs import PolicySpec, TimingSpec, require_same
-from actlet.storage import new_folder, read_json, write_bytes, write_json
-from distill.fit import FitConfig, fit
+from actlet.storage import new_folder, write_bytes, write_json
+from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.held_out import held_out_error
 from distill.labels import label_frames
@@ -132,7 +130,7 @@ def distill(
         "config": dataclasses.asdict(config),
         "actlet": __version__,
     }
-    work = _work_folder(out, arguments)
+    work = work_folder(out, arguments)
     train_rows, held_rows = (list(range(len(dataset))), []) if suite else split_episodes(dataset, config.held_out_fraction, config.seed)
     observation, action = dataset.observation_spec, dataset.action_spec
     frames = Frames.from_episodes(dataset.read_all(train_rows), observation, action)
@@ -183,18 +181,6 @@ def distill(
     _save(student, frames, out, lineage, work, overwrite=overwrite)
     shutil.rmtree(work, ignore_errors=True)
     return out
-
-
-def _work_folder(out: Path, arguments: dict[str, Any]) -> Path:
-    """The hidden folder of a run; one that other arguments left behind is removed."""
-    fingerprint = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()
-    work = out.parent / f".{out.name}.training"
-    stamp = work / "arguments.json"
-    if stamp.is_file() and read_json(stamp).get("fingerprint") != fingerprint:
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(stamp, {"fingerprint": fingerprint, "arguments": arguments})
-    return work
 
 
 def _on_policy_frames(student: Student, teacher: Any, suite: str | None, config: TrainConfig, folder: Path) -> Frames:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from actlet.errors import SpecError
-from distill.fit import FitConfig, fit
+from distill.fit import FitConfig, fit, work_folder
 
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])
 
@@ -71,3 +71,11 @@ def test_contradictions_are_refused() -> None:
     """No steps is the caller's mistake."""
     with pytest.raises(SpecError, match="steps 0"):
         FitConfig(steps=0)
+
+
+def test_work_of_other_arguments_is_not_gone_on_with(tmp_path: Path) -> None:
+    """The same arguments find what was left behind, others start clean."""
+    left = work_folder(tmp_path / "student", {"steps": 5}) / "state"
+    left.write_text("half a run")
+    assert (work_folder(tmp_path / "student", {"steps": 5}) / "state").read_text() == "half a run"
+    assert not (work_folder(tmp_path / "student", {"steps": 6}) / "state").exists()

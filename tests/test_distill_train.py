@@ -17,7 +17,7 @@ from actlet.storage import read_json, sha256
 from distill.rt2_teacher import Rt2Teacher, TeacherConfig, load_teacher, save_teacher
 from distill.student import Student, StudentConfig, StudentPolicy, load_student
 from distill.teach import TeachConfig, teach
-from distill.train import SAMPLES, TrainConfig, distill
+from distill.train import SAMPLES, TrainConfig, _shifted, distill
 from episodes.collect import collect
 from episodes.lerobot_dataset import open_dataset
 from episodes.rollout import evaluate, success_summary
@@ -54,6 +54,19 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_shifted_frames_are_the_frames_moved() -> None:
+    """Every picture is its row's, moved by a whole number of pixels within the bound; with no bound it is the row's own."""
+    frames = np.random.default_rng(0).integers(0, 256, (5, 12, 10, 3), dtype=np.uint8)
+    rows = torch.tensor([3, 0, 3, 4])
+    generator = torch.Generator().manual_seed(0)
+    np.testing.assert_array_equal(_shifted(frames, rows, 0, generator).numpy(), frames[rows.numpy()])
+    moved = _shifted(frames, rows, 2, generator).numpy()
+    padded = np.pad(frames, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    for picture, row in zip(moved, rows.tolist(), strict=True):
+        windows = [padded[row, y : y + 12, x : x + 10] for y in range(5) for x in range(5)]
+        assert sum(np.array_equal(picture, window) for window in windows) == 1
+
+
 @pytest.mark.slow
 def test_a_cloned_student_acts_as_it_was_shown(data: Path, tmp_path: Path) -> None:
     """Behaviour cloning reaches the target in closed loop, in scenes of the demonstrations; an untrained student does not."""
@@ -87,9 +100,15 @@ def test_a_student_checkpoint_is_whole(data: Path, tmp_path: Path) -> None:
 
 def test_a_teacher_labels_demonstrations_and_what_the_student_reached(data: Path, teacher: Path, tmp_path: Path) -> None:
     """Two rounds run, and the checkpoint names its teacher."""
-    out = distill(data, tmp_path / "student", teacher=teacher, suite=SUITE, config=tiny())
+    out = distill(data, tmp_path / "student", teacher=teacher, suite=SUITE, config=tiny(labelled_share=0.5))
     assert read_json(out / "config.json")["lineage"]["teacher"] == sha256(teacher / "adapter.safetensors")
     assert load_student(out).tokenizer.to_dict() == load_teacher(teacher).tokenizer.to_dict()
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    """A teacher that labels no demonstration is a mistake in the settings."""
+    with pytest.raises(SpecError, match="labelled_share 0"):
+        tiny(labelled_share=0.0)
 
 
 def test_recordings_hold_out_episodes(data: Path, tmp_path: Path) -> None:
@@ -118,8 +137,8 @@ def test_a_teacher_for_another_robot_is_refused(data: Path, tmp_path: Path) -> N
 
 
 def test_teaching_makes_a_checkpoint_that_loads(data: Path, tmp_path: Path) -> None:
-    """Both stages run, and what is loaded answers."""
-    out = teach(data, tmp_path / "teacher", TeachConfig(vision_steps=2, steps=2, batch_size=4, architecture=TINY_TEACHER))
+    """Both stages run on two datasets, and what is loaded answers."""
+    out = teach([data, data], tmp_path / "teacher", TeachConfig(vision_steps=2, steps=2, batch_size=4, architecture=TINY_TEACHER))
     loaded = load_teacher(out)
     observation, instruction = point_reach.PointReach("red").reset(0)
     assert loaded.predict([observation], [instruction])[0].actions.shape == (1, 4)
