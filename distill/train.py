@@ -74,8 +74,8 @@ class TrainConfig:
     """Share of the demonstrations that the teacher labels; every state that the student reaches is labelled."""
     waypoint_weight: float = 1.0
     """Weight of predicting the state change to the next key moments."""
-    shift_px: int = 4
-    """Frames are shifted by up to this many pixels in training: see `_shifted`."""
+    shift: float = 0.03
+    """Frames are shifted in training by up to this share of their longer side, rounded to pixels: see `_shifted`."""
     state_noise: float = 0.1
     """Noise on the state in training, in standard deviations: the exact pose where an episode starts tells its scene, and a network
     that knows the scenes by heart does not look."""
@@ -214,6 +214,8 @@ def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path
     waypoints = torch.from_numpy(frames.waypoints / waypoint_scale)
     answers = None if frames.distribution is None else torch.from_numpy(frames.distribution)
 
+    shifts = [(camera, round(config.shift * max(camera.height, camera.width))) for camera in spec.observation.cameras]
+
     def targets(index: Tensor) -> Tensor:
         """(B, H) frames -> (B, H, A, K)."""
         demonstrated = gaussian_labels(bins[index], is_binary, count=tokenizer.bins, sigma=config.sigma)
@@ -227,7 +229,7 @@ def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path
     def loss_of_batch(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         rows = torch.randint(len(frames), (config.batch_size,), generator=generator)
         index, weight = frames.chunk_index(rows.numpy(), config.horizon)
-        images = [_shifted(frames.images[camera.name], rows, config.shift_px, generator) for camera in spec.observation.cameras]
+        images = [_shifted(frames.images[camera.name], rows, pixels, generator) for camera, pixels in shifts]
         noise = config.state_noise * state_std * torch.randn(len(rows), len(state_std), generator=generator)
         output = model(images, state[rows] + noise, vectors[episode[rows]])
         tokens = token_cross_entropy(output.logits, targets(torch.from_numpy(index)), torch.from_numpy(weight))

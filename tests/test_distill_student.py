@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +80,24 @@ def test_every_input_reaches_the_output(student: Student) -> None:
 
 def test_decoding_inverts_confident_tokens(student: Student) -> None:
     """Logits that put all weight on one bin decode to that bin's value, with full confidence."""
-    actions = np.float32([[0.2, -0.05, 1.0], [-0.5, 0.1, 0.0]])
+    actions = np.float32([[0.2, -0.05, 1.0], [-0.5, 0.1, 0.0], [0.5, 0.0, 1.0], [0.0, -0.1, 0.0], [0.1, 0.02, 1.0]])
     bins = torch.from_numpy(TOKENIZER.encode(actions))
-    logits = torch.full((1, 2, 3, 32), -50.0).scatter(-1, bins[None, :, :, None], 50.0)
+    logits = torch.full((1, 5, 3, 32), -50.0).scatter(-1, bins[None, :, :, None], 50.0)
     decoded, confidence = student.decode(logits)
     assert torch.allclose(decoded[0], torch.from_numpy(TOKENIZER.decode(bins.numpy())), atol=1e-5)
-    assert torch.allclose(confidence, torch.ones(1, 2), atol=1e-4)
+    assert torch.allclose(confidence, torch.ones(1, 5), atol=1e-4)
+
+
+def test_only_a_chunks_first_step_ends_an_episode() -> None:
+    """Terminate is said on what is seen, nine parts in ten certain, and never for a step that is only foreseen."""
+    action = dataclasses.replace(ACTION, names=("dx", "dy", "terminate"))
+    student = Student(dataclasses.replace(SPEC, action=action), TOKENIZER, TINY)
+    certain = torch.full((1, 5, 3, 32), 0.0)
+    certain[..., 2, -1] = 50.0
+    assert student.decode(certain)[0][0, :, 2].tolist() == [1, 0, 0, 0, 0]
+    probable = torch.full((1, 5, 3, 32), -50.0)
+    probable[..., 2, 0], probable[..., 2, -1] = 0.0, math.log(4)  # four parts in five
+    assert student.decode(probable)[0][0, :, 2].tolist() == [0, 0, 0, 0, 0]
 
 
 def test_decoded_actions_stay_inside_the_limits(student: Student) -> None:
