@@ -1,7 +1,7 @@
 """Training the RT-2-style teacher; the verb `teach`.
 
 Two stages. First the vision alone learns to see what the instruction asks for, with a small head of its own that is
-thrown away (a step costs a fifth of the whole network's). Then everything trains together: the language model reads the
+thrown away (a step costs a quarter of the whole network's). Then everything trains together: the language model reads the
 scene tokens and answers with action tokens, the small head keeps the vision honest.
 
 The frozen early vision is computed once per frame and kept in float16: about 70 kB per 128-pixel frame.

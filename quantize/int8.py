@@ -58,7 +58,7 @@ class Int8Config:
     rounding a picture costs more accuracy than all other values together (2 dB)."""
     weight_levels: int = 63
     """Largest |q| of a weight. x86 processors without VNNI add two products of a byte and a weight in 16 bits, which saturate silently
-    above 64: with 127 the same file lost 20 dB there. 127 is finer where VNNI, ARM's dot product or TensorRT is certain."""
+    above 64: with 127 the same QDQ file lost 20 dB there. 127 is finer where VNNI, ARM's dot product or TensorRT is certain."""
 
     def __post_init__(self) -> None:
         if self.dialect not in ("cpu", "portable"):
