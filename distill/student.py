@@ -195,7 +195,8 @@ class Student(nn.Module):
         actions = torch.where(self.is_binary, (expectation > self.thresholds).to(torch.float32), expectation)
         actions = actions * self.may_end
         actions = torch.minimum(torch.maximum(actions, self.low), self.high)
-        entropy = -(probabilities * torch.log(probabilities + 1e-9)).sum(-1)  # (B, H, A), in nats
+        # Not log(probabilities + 1e-9): the exporter drops so small a number, and a bin of probability 0 makes the confidence NaN.
+        entropy = -(probabilities * torch.log_softmax(logits, dim=-1)).sum(-1)  # (B, H, A), in nats
         confidence = 1.0 - entropy.mean(-1) * (1.0 / math.log(self.tokenizer.bins))
         return actions, confidence.clamp(0.0, 1.0)
 

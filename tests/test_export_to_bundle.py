@@ -20,6 +20,7 @@ from export import parity, to_bundle
 from export.samples import load_samples
 from export.to_bundle import export_student
 from export.to_onnx import operators, student_to_onnx
+from runtime.ort_backend import OrtModel
 from runtime.policy import BundlePolicy
 
 
@@ -48,6 +49,21 @@ def test_policy_onnx_agrees_to_the_last_bits(tiny_checkpoint: Path, tiny_float_b
             expected = student.exportable()(*samples.tensors(row))[0][0].numpy()
         got, _ = networks.answer({n: f[row] for n, f in samples.images.items()}, samples.state[row], samples.instruction[row])
         np.testing.assert_allclose(got / unit, expected / unit, atol=1e-5)
+
+
+def test_a_certain_student_has_a_confidence_too(tiny_checkpoint: Path) -> None:
+    """Logits far apart: bins of probability 0 make no confidence that is not a number, in the exported network either."""
+    student = load_student(tiny_checkpoint)
+    with torch.no_grad():
+        student.queries.weight.mul_(1000)
+    samples = load_samples(tiny_checkpoint, student)
+    network = OrtModel(student_to_onnx(student).SerializeToString())
+    probabilities = torch.softmax(student(list(samples.tensors(0)[:-2]), *samples.tensors(0)[-2:]).logits, dim=-1)
+    assert (probabilities == 0).any()
+    for row in range(len(samples)):
+        expected = student.exportable()(*samples.tensors(row))[1].detach().numpy()
+        feeds = dict(zip(network.inputs, (tensor.numpy() for tensor in samples.tensors(row)), strict=True))
+        np.testing.assert_allclose(network.run(feeds)["confidence"], expected, atol=1e-4)
 
 
 def test_the_manifest_says_where_it_comes_from(tiny_checkpoint: Path, tiny_float_bundle: Path) -> None:
