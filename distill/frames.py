@@ -6,6 +6,9 @@
 
 A key moment is a step where a binary action (gripper, terminate) changes, or the last one. The state change up to the
 next two key moments is known in hindsight; predicting it makes the network find the object early (docs/lessons.md).
+
+Right after a key moment only the instruction says where to go next; later the way there already tells. So batches draw those
+frames more often (`Frames.draw`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from actlet.errors import DatasetError
@@ -21,6 +25,8 @@ from actlet.specs import ActionSpec, ObservationSpec
 from episodes.episode import Episode
 
 __all__ = ["Frames"]
+
+_UNDECIDED_STEPS = 4  # Frames after a key moment in which the motion does not tell yet where it goes.
 
 
 @dataclasses.dataclass
@@ -39,6 +45,8 @@ class Frames:
     """(N,), index of the last frame of the same episode."""
     waypoints: NDArray[np.float32]
     """(N, 2, S), state change to the next two key moments."""
+    undecided: NDArray[np.bool_]
+    """(N,), True in the first steps of an episode and after each of its key moments but terminate."""
     instructions: list[str]
     """E instructions."""
     by_expert: NDArray[np.bool_]
@@ -71,6 +79,7 @@ class Frames:
             episode=np.repeat(np.arange(len(episodes)), lengths),
             last=np.repeat(ends, lengths),
             waypoints=np.concatenate([_waypoints(e, action) for e in episodes]),
+            undecided=np.concatenate([_undecided(e, action) for e in episodes]),
             instructions=[e.instruction for e in episodes],
             by_expert=np.full(int(lengths.sum()), by_expert),
         )
@@ -90,10 +99,18 @@ class Frames:
             episode=np.concatenate([p.episode + o for p, o in zip(parts, episode_offsets, strict=False)]),
             last=np.concatenate([p.last + o for p, o in zip(parts, offsets, strict=False)]),
             waypoints=np.concatenate([p.waypoints for p in parts]),
+            undecided=np.concatenate([p.undecided for p in parts]),
             instructions=[text for p in parts for text in p.instructions],
             by_expert=np.concatenate([p.by_expert for p in parts]),
             distribution=np.concatenate(labelled) if labelled else None,
         )
+
+    def draw(self, count: int, undecided_share: float, generator: torch.Generator) -> torch.Tensor:
+        """int64 (count,): frames for a batch, this share of them among the `undecided` ones, the others among all."""
+        some = round(undecided_share * count) if self.undecided.any() else 0
+        candidates = torch.from_numpy(np.flatnonzero(self.undecided))
+        chosen = candidates[torch.randint(max(1, len(candidates)), (some,), generator=generator)]
+        return torch.cat([chosen, torch.randint(len(self), (count - some,), generator=generator)])
 
     def chunk_index(self, rows: NDArray[np.int64], horizon: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """For frames `rows` (B,): the frames whose actions form their chunks (B, H), and weights (B, H), 0 past the end."""
@@ -102,11 +119,23 @@ class Frames:
         return np.minimum(index, last), (index <= last).astype(np.float32)
 
 
+def _changes(episode: Episode, spec: ActionSpec, but: tuple[str, ...] = ()) -> NDArray[np.int64]:
+    """Steps at which a binary action, `but` these, differs from the step before."""
+    kept = spec.is_binary & ~np.isin(spec.names, but)
+    flags = episode.action[:, kept] > 0.5
+    return np.flatnonzero((flags[1:] != flags[:-1]).any(axis=1)) + 1 if flags.size else np.empty(0, np.int64)
+
+
+def _undecided(episode: Episode, spec: ActionSpec) -> NDArray[np.bool_]:
+    # After terminate nothing comes, and a network that sees it more often than it happens ends episodes too early.
+    starts = np.append(0, _changes(episode, spec, but=("terminate",)))
+    steps = np.arange(len(episode))
+    return steps - starts[np.searchsorted(starts, steps, side="right") - 1] < _UNDECIDED_STEPS
+
+
 def _waypoints(episode: Episode, spec: ActionSpec) -> NDArray[np.float32]:
     steps = len(episode)
-    flags = episode.action[:, spec.is_binary] > 0.5
-    changes = np.flatnonzero((flags[1:] != flags[:-1]).any(axis=1)) + 1 if flags.size else np.empty(0, np.int64)
-    moments = np.unique(np.append(changes, steps - 1))
+    moments = np.unique(np.append(_changes(episode, spec), steps - 1))
     following = np.searchsorted(moments, np.arange(steps), side="left")  # a moment is its own next
     first = moments[np.minimum(following, len(moments) - 1)]
     second = moments[np.minimum(following + 1, len(moments) - 1)]

@@ -37,7 +37,7 @@ def teacher_card(teacher: Rt2Teacher, lineage: dict[str, Any]) -> str:
         "# Teacher policy",
         "",
         f"- RT-2's form: the first {teacher.config.layers} layers of SmolLM2-135M-Instruct with LoRA of rank {teacher.config.lora_rank}, early stages of "
-        "EfficientNet-Lite0 (both frozen, from their packages), and a vision trunk of its own",
+        "EfficientNet-Lite0 (both frozen, from their packages) with the picture's colours beside them, and a vision trunk of its own",
         f"- {trained / 1e6:.2f} M trained parameters, which are what this folder holds (float16)",
         f"- answers one action of {spec.action.dim} tokens of {teacher.tokenizer.bins} bins each, token by token, constrained to the action tokens",
         f"- sees {_cameras(teacher)} and the state {list(spec.observation.state_names)}",

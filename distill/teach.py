@@ -41,7 +41,7 @@ class TeachConfig:
 
     vision_steps: int = 1000
     """Updates of the first stage."""
-    steps: int = 600
+    steps: int = 400
     """Updates of the second stage."""
     batch_size: int = 64
     vision_learning_rate: float = 1e-3
@@ -53,6 +53,10 @@ class TeachConfig:
     tokens, which are not the expert's: without noise it infers the descent from the exact sideways motion of the expert."""
     state_noise: float = 0.1
     """Noise on the state, in standard deviations: see `distill.train.TrainConfig`."""
+    undecided_share: float = 0.5
+    """Share of a batch drawn where only the instruction says what comes next: see `distill.frames.Frames.draw`."""
+    waypoint_weight: float = 3.0
+    """Weight of the waypoints beside the tokens for the vision's own head."""
     auxiliary_weight: float = 0.3
     """Weight of the vision's own head in the second stage."""
     seed: int = 0
@@ -139,7 +143,7 @@ def teach_on_frames(
     instruction_of = torch.tensor([unique.index(text) for text in frames.instructions])[torch.from_numpy(frames.episode)]
 
     def loss_of_batch(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(frames), (config.batch_size,), generator=generator)
+        rows = frames.draw(config.batch_size, config.undecided_share, generator)
         used, which = torch.unique(instruction_of[rows], return_inverse=True)
         inputs = [(fine[rows].float(), coarse[rows].float()) for fine, coarse in maps.values()]
         heard = _disturb(bins[rows], is_binary, tokenizer.bins, config.token_noise, generator)
@@ -147,7 +151,7 @@ def teach_on_frames(
         logits, direct, way = model(inputs, state[rows] + noise, [unique[i] for i in used.tolist()], which, heard)
         target = gaussian_labels(bins[rows], is_binary, count=tokenizer.bins, sigma=config.sigma)
         losses = {"vision": token_cross_entropy(direct, target), "waypoint": nn.functional.smooth_l1_loss(way, waypoints[rows])}
-        auxiliary = losses["vision"] + losses["waypoint"]
+        auxiliary = losses["vision"] + config.waypoint_weight * losses["waypoint"]
         if logits is None:
             return {"loss": auxiliary, **losses}
         losses["tokens"] = token_cross_entropy(logits, target)

@@ -79,6 +79,8 @@ class TrainConfig:
     state_noise: float = 0.1
     """Noise on the state in training, in standard deviations: the exact pose where an episode starts tells its scene, and a network
     that knows the scenes by heart does not look."""
+    undecided_share: float = 0.5
+    """Share of a batch drawn where only the instruction says what comes next: see `distill.frames.Frames.draw`."""
     on_policy_episodes: int = 60
     """Episodes that the student drives and the teacher labels, half-way; 0 for none."""
     held_out_fraction: float = 0.15
@@ -91,6 +93,8 @@ class TrainConfig:
             raise SpecError(f"teacher_weight {self.teacher_weight}: expected 0 .. 1.")
         if not 0 < self.labelled_share <= 1:
             raise SpecError(f"labelled_share {self.labelled_share}: expected 0 < share <= 1; without a teacher, pass none.")
+        if not 0 <= self.undecided_share <= 1:
+            raise SpecError(f"undecided_share {self.undecided_share}: expected 0 .. 1.")
 
 
 def distill(
@@ -227,7 +231,7 @@ def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path
         return share * taught / total.clamp(min=0.5) + (1 - share) * demonstrated
 
     def loss_of_batch(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(frames), (config.batch_size,), generator=generator)
+        rows = frames.draw(config.batch_size, config.undecided_share, generator)
         index, weight = frames.chunk_index(rows.numpy(), config.horizon)
         images = [_shifted(frames.images[camera.name], rows, pixels, generator) for camera, pixels in shifts]
         noise = config.state_noise * state_std * torch.randn(len(rows), len(state_std), generator=generator)

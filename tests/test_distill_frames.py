@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,17 @@ def test_waypoints_point_to_the_next_changes_of_a_flag() -> None:
     frames = Frames.from_episodes([episode(6, grips=[0, 0, 1, 1, 0, 0])], OBSERVATION, ACTION)
     assert frames.waypoints[:, 0, 0].tolist() == [2, 1, 0, 1, 0, 0]  # moments at steps 2, 4 and 5
     assert frames.waypoints[:, 1, 0].tolist() == [4, 3, 2, 2, 1, 0]
+
+
+def test_batches_draw_more_of_the_frames_in_which_only_the_words_can_tell() -> None:
+    """The first four steps of an episode and after each change of a flag; the share that is asked for comes from them."""
+    frames = Frames.from_episodes([episode(12, grips=[0] * 6 + [1] * 6), episode(6)], OBSERVATION, ACTION)
+    assert np.flatnonzero(~frames.undecided).tolist() == [4, 5, 10, 11, 16, 17]
+    rows = frames.draw(2000, 0.5, torch.Generator().manual_seed(0)).numpy()
+    assert len(rows) == 2000
+    assert set(rows.tolist()) == set(range(len(frames)))
+    assert abs(frames.undecided[rows].mean() - (0.5 + 0.5 * 12 / 18)) < 0.04
+    assert frames.undecided[frames.draw(100, 1.0, torch.Generator())].all()
 
 
 def test_concatenated_tables_keep_their_episodes_apart() -> None:

@@ -109,7 +109,7 @@ def test_checkpoint_round_trip(teacher: Rt2Teacher, tmp_path: Path) -> None:
     save_teacher(teacher, tmp_path, lineage={})
     loaded = load_teacher(tmp_path)
     a, b = (t.action_distribution(observations(2), INSTRUCTIONS[:2]) for t in (teacher, loaded))
-    assert np.abs(a - b).max() < 1e-3
+    assert np.abs(a - b).max() < 3e-3
     trained = sum(p.numel() for p in teacher.parameters() if p.requires_grad)
     assert (tmp_path / "adapter.safetensors").stat().st_size < 2 * trained + 40_000
 
