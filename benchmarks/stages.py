@@ -33,7 +33,7 @@ __all__ = ["DemoConfig"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Sizes of the demo. The defaults are meant for 30 CPU minutes; measured on two cores of an AMD EPYC, they took 48 (26 of wall time)."""
+    """Sizes of the demo. The defaults are meant for 30 CPU minutes and take more: benchmarks/results/demo.json has what each stage took."""
 
     suite: str = "tabletop"
     demonstrations: int = 750

@@ -107,9 +107,9 @@ class Frames:
 
     def draw(self, count: int, undecided_share: float, generator: torch.Generator) -> torch.Tensor:
         """int64 (count,): frames for a batch, this share of them among the `undecided` ones, the others among all."""
-        some = round(undecided_share * count) if self.undecided.any() else 0
-        candidates = torch.from_numpy(np.flatnonzero(self.undecided))
-        chosen = candidates[torch.randint(max(1, len(candidates)), (some,), generator=generator)]
+        some = round(undecided_share * count)
+        undecided = torch.from_numpy(np.flatnonzero(self.undecided))
+        chosen = undecided[torch.randint(len(undecided), (some,), generator=generator)]
         return torch.cat([chosen, torch.randint(len(self), (count - some,), generator=generator)])
 
     def chunk_index(self, rows: NDArray[np.int64], horizon: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

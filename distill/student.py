@@ -250,7 +250,7 @@ def ordinal_embedding(bins: int, rank: int) -> Tensor:
 def flag_thresholds(spec: ActionSpec) -> Tensor:
     """(A,): how probable 1 must be for a flag to be 1. Terminate cannot be undone, and the last moment before success looks like the
     first one after it: at 0.5 most failures of a half-trained policy were episodes that it ended a step too early, and at 0.9 still
-    all failures of "touch"."""
+    all nine failures of a teacher in "touch"."""
     return torch.tensor([0.97 if name == "terminate" else 0.5 for name in spec.names])
 
 

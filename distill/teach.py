@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
+from actlet.errors import SpecError
 from actlet.specs import PolicySpec, TimingSpec, require_same
 from actlet.storage import new_folder, write_bytes
 from distill.fit import FitConfig, fit, work_folder
@@ -61,6 +62,10 @@ class TeachConfig:
     """Weight of the vision's own head in the second stage."""
     seed: int = 0
     architecture: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.undecided_share <= 1:
+            raise SpecError(f"undecided_share {self.undecided_share}: expected 0 .. 1.")
 
 
 class _Training(nn.Module):

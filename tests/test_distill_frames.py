@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,14 @@ def test_batches_draw_more_of_the_frames_in_which_only_the_words_can_tell() -> N
     assert set(rows.tolist()) == set(range(len(frames)))
     assert abs(frames.undecided[rows].mean() - (0.5 + 0.5 * 12 / 18)) < 0.04
     assert frames.undecided[frames.draw(100, 1.0, torch.Generator())].all()
+
+
+def test_the_end_of_an_episode_is_not_drawn_more_often() -> None:
+    """A change of terminate starts nothing that words could decide."""
+    action = dataclasses.replace(ACTION, names=("dx", "terminate"))
+    frames = Frames.from_episodes([episode(8, grips=[0] * 6 + [1] * 2)], OBSERVATION, action)
+    assert np.flatnonzero(frames.undecided).tolist() == [0, 1, 2, 3]
+    assert frames.waypoints[0, :, 0].tolist() == [6, 7]  # it stays a key moment
 
 
 def test_concatenated_tables_keep_their_episodes_apart() -> None:

@@ -89,14 +89,14 @@ def test_decoding_inverts_confident_tokens(student: Student) -> None:
 
 
 def test_only_a_chunks_first_step_ends_an_episode() -> None:
-    """Terminate is said on what is seen, nine parts in ten certain, and never for a step that is only foreseen."""
+    """Terminate is said on what is seen, nearly certain, and never for a step that is only foreseen."""
     action = dataclasses.replace(ACTION, names=("dx", "dy", "terminate"))
     student = Student(dataclasses.replace(SPEC, action=action), TOKENIZER, TINY)
     certain = torch.full((1, 5, 3, 32), 0.0)
     certain[..., 2, -1] = 50.0
     assert student.decode(certain)[0][0, :, 2].tolist() == [1, 0, 0, 0, 0]
     probable = torch.full((1, 5, 3, 32), -50.0)
-    probable[..., 2, 0], probable[..., 2, -1] = 0.0, math.log(4)  # four parts in five
+    probable[..., 2, 0], probable[..., 2, -1] = 0.0, math.log(19)  # nineteen parts in twenty
     assert student.decode(probable)[0][0, :, 2].tolist() == [0, 0, 0, 0, 0]
 
 
