@@ -97,6 +97,10 @@ class Task(Protocol):
         """float32 (A,): what the scripted expert would do now, a function of the simulated state."""
         ...
 
+    def instructions(self, seed: int) -> tuple[str, ...]:
+        """Every valid instruction for the scene of a seed, this episode's own among them."""
+        ...
+
     def other_instruction(self, seed: int) -> str:
         """Another valid instruction for the same scene, whose fulfilment is not success of this episode."""
         ...

@@ -36,13 +36,13 @@ class DemoConfig:
     """Sizes of the demo. The defaults are meant for 30 CPU minutes and take more: benchmarks/results/demo.json has what each stage took."""
 
     suite: str = "tabletop"
-    demonstrations: int = 750
+    demonstrations: int = 600
     """Episodes that the student learns from."""
     teacher_demonstrations: int = 1950
     """Episodes that the teacher learns from, when it is trained too."""
     teach: TeachConfig = dataclasses.field(default_factory=TeachConfig)
-    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=1800, labelled_share=0.25))
-    real: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=300, on_policy_episodes=0))
+    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(labelled_share=0.15))
+    real: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=300))
     """How the student of the real recordings is trained."""
     test_episodes: int = 126
     """Episodes that every policy is judged on."""
@@ -62,9 +62,14 @@ class DemoConfig:
             teacher_demonstrations=6,
             teach=TeachConfig(vision_steps=2, steps=2, batch_size=4),
             train=TrainConfig(
-                steps=4, batch_size=8, on_policy_episodes=2, architecture=StudentConfig(channels=(8, 16, 24), blocks=(1, 1, 1))
+                steps=4,
+                batch_size=8,
+                rounds=2,
+                on_policy_episodes=2,
+                scenes=4,
+                architecture=StudentConfig(channels=(8, 16, 24), blocks=(1, 1, 1)),
             ),
-            real=TrainConfig(steps=4, batch_size=8, on_policy_episodes=0),
+            real=TrainConfig(steps=4, batch_size=8),
             test_episodes=3,
             wrong_episodes=3,
             teacher_wrong_episodes=1,

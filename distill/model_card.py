@@ -22,7 +22,8 @@ def student_card(student: Student, lineage: dict[str, Any]) -> str:
         f"- sees {_cameras(student)} and the state {list(spec.observation.state_names)}",
         f"- commands {list(spec.action.names)} in the frame {spec.action.frame!r}",
         f"- trained on {lineage.get('dataset_episodes')} episodes of dataset {str(lineage.get('dataset'))[:12]}, "
-        + (f"with the teacher {lineage['teacher'][:12]}" if lineage.get("teacher") else "without a teacher (behaviour cloning)"),
+        + (f"with the teacher {lineage['teacher'][:12]}" if lineage.get("teacher") else "without a teacher (behaviour cloning)")
+        + (f"; {lineage['scenes']} more scenes were seen through the teacher's eyes" if lineage.get("scenes") else ""),
     ]
     held_out = lineage.get("held_out")
     if held_out:
@@ -42,7 +43,7 @@ def teacher_card(teacher: Rt2Teacher, lineage: dict[str, Any]) -> str:
         f"- answers one action of {spec.action.dim} tokens of {teacher.tokenizer.bins} bins each, token by token, constrained to the action tokens",
         f"- sees {_cameras(teacher)} and the state {list(spec.observation.state_names)}",
         f"- trained on {lineage.get('dataset_episodes')} episodes of dataset {' and '.join(part[:12] for part in str(lineage.get('dataset')).split())} "
-        f"in {lineage.get('hours')} hours",
+        f"in {lineage.get('hours')} hours" + (f", from the teacher {lineage['start'][:12]} on" if lineage.get("start") else ""),
     ]
     return "\n".join([*lines, "", *_training(lineage)])
 

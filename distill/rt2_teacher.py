@@ -278,6 +278,21 @@ class Rt2Teacher(nn.Module):
                 hidden = self._continue(prefix, self.action_tokens[self._choose(probabilities, dimension)][:, None])
         return torch.stack(answers, dim=1).numpy()
 
+    @torch.inference_mode()
+    def scene_vectors(self, observations: Sequence[Observation], instructions: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        """float32 (M, F): the scene vector of each observation under each of its own instructions; see `distill.scenes.SeeingTeacher`.
+
+        The frozen vision looks once at an observation, whatever the number of its instructions.
+        """
+        self.eval()
+        vectors = []
+        for observation, lines in zip(observations, instructions, strict=True):
+            maps = [self.features(torch.from_numpy(observation.images[c.name][None])) for c in self.spec.observation.cameras]
+            shared = [(fine.expand(len(lines), -1, -1, -1), coarse.expand(len(lines), -1, -1, -1)) for fine, coarse in maps]
+            state = torch.from_numpy(observation.state.astype(np.float32)).expand(len(lines), -1)
+            vectors.append(self.see(shared, state, self.condition(self.texts(lines))))
+        return torch.cat(vectors).numpy()
+
     def _choose(self, probabilities: Tensor, dimension: int) -> Tensor:
         """(B, K) -> int64 (B,): the bin that is emitted."""
         bins = probabilities.shape[-1]
@@ -406,8 +421,12 @@ def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) 
     write_bytes(folder / "adapter.safetensors", save(weights))
 
 
-def load_teacher(folder: str | Path) -> Rt2Teacher:
-    """Load a teacher checkpoint for inference, with its adapter merged.
+def load_teacher(folder: str | Path, *, trainable: bool = False) -> Rt2Teacher:
+    """Load a teacher checkpoint.
+
+    Args:
+        folder: What `save_teacher` wrote.
+        trainable: Keep the adapter apart, so that it can be trained on. By default it is merged, for inference.
 
     Raises:
         CheckpointError: The folder is missing, incomplete, or of another kind or version.
@@ -441,4 +460,4 @@ def load_teacher(folder: str | Path) -> Rt2Teacher:
         teacher.content_hash = sha256(folder / "adapter.safetensors")
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read as a teacher checkpoint: {error}. Copy it again, or train it again.") from error
-    return teacher.merge_adapter()
+    return teacher if trainable else teacher.merge_adapter()

@@ -2,7 +2,7 @@
 
     frames (B, h, w, 3) uint8 ─ pool, normalise ─ FilmTrunk per camera ─ keypoints, flattened map ──┐
     state (B, S) ─ normalise ─ linear ──────────────────────────────────────────────────────────────┼─ linear ─ tokens
-    instruction (B, 384) ─ linear ─ condition of every block ───────────────────────────────────────┘
+    instruction (B, E) ─ linear ─ condition of every block, and what to look for ───────────────────┘
 
 The head answers, for each of H steps and A dimensions, a distribution over K = 256 bins: all tokens of RT-2's action
 at once instead of one at a time. It is factored, logits[h, a, k] = query[h, a] . bin[a, k] with vectors of rank R, since
@@ -33,7 +33,7 @@ from actlet.protocols import ActionChunk, Observation
 from actlet.specs import ActionSpec, PolicySpec
 from actlet.storage import read_json
 from distill.film_cnn import FilmTrunk
-from distill.text_encoder import load_text_encoder
+from distill.text_encoder import EMBEDDING_DIM, load_text_encoder
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -47,8 +47,8 @@ __all__ = [
     "student_config_json",
 ]
 
-SCHEMA_VERSION = 1
-_TYPICAL_STD = 0.05  # of an entry of a unit vector of 384: sentences of one template differ by a fraction of it, see `Student.forward`
+SCHEMA_VERSION = 2
+_SMALLEST_STD = 0.005  # Of an entry of an instruction vector; sentences of one template differ by 0.02, others by 0.05.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,11 @@ class StudentConfig:
     channels: tuple[int, ...] = (32, 48, 96)
     blocks: tuple[int, ...] = (1, 1, 2)
     condition_dim: int = 128
-    instruction_dim: int = 384
+    instruction_dim: int = EMBEDDING_DIM
     keypoints: int = 32
-    """Points per camera that the network looks for; their coordinates are features."""
+    """Points per camera that the network looks for in every scene; their coordinates are features."""
+    asked_keypoints: int = 16
+    """Points per camera that it looks for because the instruction asks for them."""
     squeeze_channels: int = 8
     """Channels that are kept per position before the picture is flattened."""
     features: int = 256
@@ -86,6 +88,8 @@ class StudentOutput:
     """(B, H, A, K)."""
     waypoints: Tensor
     """(B, 2, S): normalised state change to the next two key moments of the demonstration; used in training only."""
+    features: Tensor
+    """(B, F): what logits and waypoints are read from."""
 
 
 class Student(nn.Module):
@@ -97,8 +101,8 @@ class Student(nn.Module):
         config: The shape of the network.
         state_mean: float32 (S,) of the training data.
         state_std: float32 (S,) of the training data.
-        instruction_mean: float32 (384,) of the training data's different instructions.
-        instruction_std: float32 (384,) of the same.
+        instruction_mean: float32 (E,) of the training data's different instructions.
+        instruction_std: float32 (E,) of the same.
     """
 
     def __init__(
@@ -119,12 +123,13 @@ class Student(nn.Module):
             nn.Linear(c.instruction_dim, c.condition_dim), nn.ReLU(), nn.Linear(c.condition_dim, c.condition_dim), nn.ReLU()
         )
         self.trunks, self.squeezes, self.points = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        self.pooling: list[int] = []
+        self.pooling: list[tuple[int, int]] = []
+        """Per camera, the factor that a whole frame is pooled by, and the height that it then has."""
         for camera in spec.observation.cameras:
             factor = max(1, round(max(camera.height, camera.width) / c.image_px))
-            self.pooling.append(factor)
             trunk = FilmTrunk(3, c.channels, c.condition_dim, c.blocks)
             height, width = camera.height // factor, camera.width // factor
+            self.pooling.append((factor, height))
             for _ in c.channels:
                 height, width = math.ceil(height / 2), math.ceil(width / 2)
             self.trunks.append(trunk)
@@ -137,9 +142,9 @@ class Student(nn.Module):
                     nn.ReLU(),
                 )
             )
-            self.points.append(_Keypoints(trunk.channels_out, c.keypoints, height, width))
+            self.points.append(_Keypoints(trunk.channels_out, c.keypoints, c.asked_keypoints, c.condition_dim, height, width))
         self.state_layer = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU())
-        joint = (c.features // 2 + 2 * c.keypoints) * len(self.trunks) + 64 + c.condition_dim
+        joint = (c.features // 2 + 2 * (c.keypoints + c.asked_keypoints)) * len(self.trunks) + 64 + c.condition_dim
         self.dropout = nn.Dropout(c.dropout)
         self.mix = nn.Sequential(nn.Linear(joint, c.features), nn.ReLU(), nn.Linear(c.features, c.features), nn.ReLU())
         horizon, dim, rank = spec.timing.horizon, spec.action.dim, c.token_rank
@@ -152,7 +157,8 @@ class Student(nn.Module):
         self.register_buffer("state_std", torch.as_tensor(std, dtype=torch.float32))
         text = self.config.instruction_dim
         mean = np.zeros(text, np.float32) if instruction_mean is None else instruction_mean
-        std = np.full(text, _TYPICAL_STD, np.float32) if instruction_std is None else np.maximum(instruction_std, _TYPICAL_STD / 4)
+        std = np.full(text, 0.05, np.float32) if instruction_std is None else instruction_std
+        std = np.maximum(std, max(0.25 * float(std.mean()), _SMALLEST_STD))  # What never varies in training counts little.
         self.register_buffer("instruction_mean", torch.as_tensor(mean, dtype=torch.float32))
         self.register_buffer("instruction_std", torch.as_tensor(std, dtype=torch.float32))
         self.register_buffer("centres", torch.as_tensor(tokenizer.centres()), persistent=False)
@@ -169,24 +175,35 @@ class Student(nn.Module):
         """Run the network.
 
         Args:
-            images: One uint8 (B, h, w, 3) per camera, in the order of the specification.
+            images: One uint8 (B, h, w, 3) per camera, in the order of the specification: whole frames, or pooled ones (`Student.pool`).
             state: float32 (B, S), physical units.
-            instruction: float32 (B, 384), unit norm.
+            instruction: float32 (B, E), of `distill.text_encoder`.
         """
         condition = self.condition(((instruction - self.instruction_mean) / self.instruction_std).clamp(-5.0, 5.0))
         seen = []
-        for frames, trunk, squeeze, points, factor in zip(images, self.trunks, self.squeezes, self.points, self.pooling, strict=True):
+        for frames, trunk, squeeze, points, (factor, height) in zip(
+            images, self.trunks, self.squeezes, self.points, self.pooling, strict=True
+        ):
             x = frames.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, h, w)
-            if factor > 1:
+            if x.shape[2] != height:
                 x = nn.functional.avg_pool2d(x, factor)
             x = trunk(x * (1 / 127.5) - 1.0, condition)
-            seen += [squeeze(x), points(x)]
+            seen += [squeeze(x), points(x, condition)]
         seen.append(self.state_layer((state - self.state_mean) / self.state_std))
         features = self.mix(self.dropout(torch.cat([*seen, condition], dim=1)))  # (B, F)
         horizon, dim = self.spec.timing.horizon, self.spec.action.dim
         queries = self.queries(features).unflatten(1, (horizon, dim, self.config.token_rank))  # (B, H, A, R)
         logits = torch.matmul(queries.transpose(1, 2), self.bins.transpose(1, 2)).transpose(1, 2)  # (B, H, A, K)
-        return StudentOutput(logits, self.waypoints(features).unflatten(1, (2, -1)))
+        return StudentOutput(logits, self.waypoints(features).unflatten(1, (2, -1)), features)
+
+    def pool(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Whole frames of each camera, uint8 (N, h, w, 3), pooled once instead of in every update; rounded to bytes."""
+        pooled = []
+        for frames, (factor, _) in zip(images, self.pooling, strict=True):
+            blocks = (torch.from_numpy(frames[i : i + 512]).permute(0, 3, 1, 2).float() for i in range(0, len(frames), 512))
+            small = [nn.functional.avg_pool2d(x, factor).round().to(torch.uint8).permute(0, 2, 3, 1).numpy() for x in blocks]
+            pooled.append(np.concatenate(small) if factor > 1 else frames)
+        return pooled
 
     def decode(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits (B, H, A, K) -> actions (B, H, A) in physical units, confidence (B, H) in [0, 1]."""
@@ -211,21 +228,29 @@ class Student(nn.Module):
 
 
 class _Keypoints(nn.Module):
-    """Where in the picture each of P learned features is: a spatial softmax (Levine et al. 2016).
+    """Where in the picture each of P features is: a spatial softmax (Levine et al. 2016).
 
-    It generalises over positions, which a layer on the flattened picture has to learn place by place.
+    It generalises over positions, which a layer on the flattened picture has to learn place by place. Most features are
+    learned; the last ones are asked for by the instruction, which makes their weights: what is named first and what is
+    named second can be looked for side by side, where one modulated map has to choose (docs/lessons.md).
     """
 
-    def __init__(self, channels: int, points: int, height: int, width: int) -> None:
+    def __init__(self, channels: int, points: int, asked: int, condition_dim: int, height: int, width: int) -> None:
         super().__init__()
         self.maps = nn.Conv2d(channels, points, 1)
+        self.ask = nn.Linear(condition_dim, asked * channels) if asked else None
+        if self.ask is not None:
+            nn.init.normal_(self.ask.weight, std=0.4 / math.sqrt(channels))
         y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
         self.register_buffer("grid", torch.stack([x.flatten(), y.flatten()], dim=1), persistent=False)  # (h * w, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 2 P), coordinates in [-1, 1]."""
-        where = torch.softmax(self.maps(x).flatten(2), dim=-1)  # (B, P, h * w)
-        return torch.matmul(where, self.grid).flatten(1)
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B, C, h, w), condition (B, D) -> (B, 2 P), coordinates in [-1, 1]."""
+        maps = self.maps(x).flatten(2)  # (B, P', h * w)
+        if self.ask is not None:
+            asked = self.ask(condition).unflatten(1, (-1, x.shape[1]))  # (B, P - P', C)
+            maps = torch.cat([maps, torch.matmul(asked, x.flatten(2))], dim=1)
+        return torch.matmul(torch.softmax(maps, dim=-1), self.grid).flatten(1)
 
 
 class _Exportable(nn.Module):

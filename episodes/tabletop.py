@@ -66,6 +66,10 @@ ACTION_SPEC = ActionSpec(
 )
 
 
+# Skill, block and plate of every instruction that a scene allows.
+_WISHES = tuple((skill, block, dish) for skill in TASKS for block in range(BLOCKS) for dish in range(PLATES if skill == "put" else 1))
+
+
 def make(task: str, *, image_px: int = 128) -> TabletopTask:
     """A task of the suite.
 
@@ -185,15 +189,18 @@ class TabletopTask:
             )
         )
 
+    def instructions(self, seed: int) -> tuple[str, ...]:
+        """All twelve: three blocks to touch or lift, or to put on one of two plates; this episode's own among them."""
+        layout = draw_layout(seed)
+        return tuple(_sentence(layout, *wish) for wish in _WISHES)
+
     def other_instruction(self, seed: int) -> str:
         """Another instruction for the seed's layout, about another block or another plate; following it is not success here."""
         layout = draw_layout(seed)
         target, plate = _draw_target(self.name, seed)
         others = [
             _sentence(layout, skill, block, dish)
-            for skill in TASKS
-            for block in range(BLOCKS)
-            for dish in range(PLATES if skill == "put" else 1)
+            for skill, block, dish in _WISHES
             if block != target or (self.name == skill == "put" and dish != plate)
         ]
         return others[int(np.random.default_rng([seed, 22, TASKS.index(self.name)]).integers(len(others)))]

@@ -54,6 +54,9 @@ class PointReach:
     def expert_action(self) -> NDArray[np.float32]:
         return ACTION.check(np.array([0.0, *(self._goal() - self._xy), 0.0]))
 
+    def instructions(self, seed: int) -> tuple[str, ...]:
+        return tuple(f"reach the {colour} target" for colour in COLOURS)
+
     def other_instruction(self, seed: int) -> str:
         return "reach the blue target" if self.name == "red" else "reach the red target"
 

@@ -16,6 +16,7 @@ from actlet.protocols import Observation, Policy
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
 from actlet.storage import read_json, write_json
 from distill.student import Student, StudentConfig, StudentPolicy, load_student
+from distill.text_encoder import EMBEDDING_DIM
 from distill.train import _write_checkpoint
 
 ACTION = ActionSpec(
@@ -53,7 +54,7 @@ def inputs(batch: int) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     return (
         images,
         torch.randn(batch, 2, generator=generator),
-        torch.nn.functional.normalize(torch.randn(batch, 384, generator=generator), dim=1),
+        torch.nn.functional.normalize(torch.randn(batch, EMBEDDING_DIM, generator=generator), dim=1),
     )
 
 
@@ -160,3 +161,14 @@ def test_policy_answers_one_chunk_per_observation(student: Student) -> None:
     chunks = policy.predict(observations, ["lift the cup", "touch the cup"])
     assert [chunk.actions.shape for chunk in chunks] == [(5, 3), (5, 3)]
     assert chunks[0].confidence.shape == (5,)
+
+
+def test_pooled_frames_are_the_whole_ones(student: Student) -> None:
+    """Frames that were pooled beforehand give the same logits up to the rounding to bytes, and are smaller."""
+    images, state, instruction = inputs(4)
+    pooled = [torch.from_numpy(small) for small in student.pool([frames.numpy() for frames in images])]
+    assert [tuple(small.shape[1:3]) for small in pooled] == [
+        (c.height // f, c.width // f) for c, (f, _) in zip(SPEC.observation.cameras, student.pooling, strict=True)
+    ]
+    whole, small = student(images, state, instruction).logits, student(pooled, state, instruction).logits
+    assert (whole - small).abs().max() < 0.02 * whole.abs().max()

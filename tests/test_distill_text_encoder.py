@@ -16,19 +16,49 @@ def encoder() -> TextEncoder:
     return load_text_encoder()
 
 
-def test_vectors_have_unit_length(encoder: TextEncoder) -> None:
-    """Every embedding is float32 (384,) of length 1, the empty instruction's too."""
+MEAN = slice(0, 384)  # Sentence-BERT's own vector; the two moments stand behind it.
+
+
+def test_the_mean_has_unit_length(encoder: TextEncoder) -> None:
+    """Every embedding is float32 (1152,) whose first third has length 1, the empty instruction's too."""
     vectors = encoder.encode(["pick up the red cup", "", "put the carrot on the plate"])
     assert vectors.shape == (3, EMBEDDING_DIM)
     assert vectors.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors[:, MEAN], axis=1), 1.0, atol=1e-6)
+
+
+def test_the_moments_are_the_words_weighted_by_their_place(encoder: TextEncoder) -> None:
+    """e_1 and e_2 of the equation, computed word by word for one sentence."""
+    ids, mask = (torch.from_numpy(x) for x in encoder.tokenize(["lift the blue block"]))
+    with torch.inference_mode():
+        kept = mask.float()
+        hidden = encoder.bert.embeddings(input_ids=ids, token_type_ids=torch.zeros_like(ids))
+        hidden = encoder.bert.encoder(hidden, attention_mask=(1 - kept)[:, None, None] * -1e9).last_hidden_state[0]
+        ours = encoder(ids, mask)[0].double()
+    count = int(mask.sum())
+    place = [(2 * t + 1) / count - 1 for t in range(count)]
+    mean, first, second = (
+        sum(weight * word.double() for weight, word in zip(weights, hidden[:count], strict=True)) / count
+        for weights in ([1.0] * count, place, [(3 * u * u - 1) / 2 for u in place])
+    )
+    torch.testing.assert_close(ours, torch.cat([mean, first, second]) / mean.norm(), atol=1e-5, rtol=0)
+
+
+def test_swapping_two_words_moves_the_vector(encoder: TextEncoder) -> None:
+    """Which colour is the block's and which the plate's: as far apart as two sentences that differ in a word, which a mean is not."""
+    vectors = encoder.encode(
+        ["put the red block on the yellow plate", "put the yellow block on the red plate", "put the red block on the green plate"]
+    )
+    swapped, other = vectors[0] - vectors[1], vectors[0] - vectors[2]
+    assert np.linalg.norm(swapped[MEAN]) < 0.5 * np.linalg.norm(other[MEAN])
+    assert np.linalg.norm(swapped[384:]) > 0.9 * np.linalg.norm(other[384:])
 
 
 def test_a_paraphrase_is_nearer_than_another_instruction(encoder: TextEncoder) -> None:
     """Meaning decides distance (0.63 against 0.26 were measured with the original implementation)."""
     ours, paraphrase, other = encoder.encode(
         ["put the carrot on the plate", "place the orange vegetable onto the dish", "pick up the red cup"]
-    )
+    )[:, MEAN]
     assert ours @ paraphrase == pytest.approx(0.63, abs=0.02)
     assert ours @ other == pytest.approx(0.26, abs=0.02)
 

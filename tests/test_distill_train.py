@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -33,7 +34,16 @@ ONE_STEP = PolicySpec(
 
 
 def tiny(**changes: object) -> TrainConfig:
-    settings = {"steps": 6, "batch_size": 8, "horizon": 4, "execute_steps": 2, "on_policy_episodes": 2, "architecture": TINY}
+    settings = {
+        "steps": 6,
+        "batch_size": 8,
+        "horizon": 4,
+        "execute_steps": 2,
+        "rounds": 2,
+        "on_policy_episodes": 2,
+        "scenes": 3,
+        "architecture": TINY,
+    }
     return TrainConfig(**(settings | changes))  # type: ignore[arg-type]
 
 
@@ -99,10 +109,28 @@ def test_a_student_checkpoint_is_whole(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_teacher_labels_demonstrations_and_what_the_student_reached(data: Path, teacher: Path, tmp_path: Path) -> None:
-    """Two rounds run, and the checkpoint names its teacher."""
+    """Two rounds run, both look at scenes too, and the checkpoint names its teacher."""
     out = distill(data, tmp_path / "student", teacher=teacher, suite=SUITE, config=tiny(labelled_share=0.5))
+    log = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [0, 0]
+    assert all(row["features"] > 0 for row in log)
     assert read_json(out / "config.json")["lineage"]["teacher"] == sha256(teacher / "adapter.safetensors")
+    assert "3 more scenes" in (out / "README.md").read_text()
     assert load_student(out).tokenizer.to_dict() == load_teacher(teacher).tokenizer.to_dict()
+
+
+@pytest.mark.slow
+def test_seeing_through_the_teachers_eyes_is_learned(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """The loss on the teacher's features falls; without scenes there is none."""
+    config = {"rounds": 1, "labelled_share": 0.05}
+    seen = distill(
+        data, tmp_path / "seen", teacher=teacher, suite=SUITE, config=tiny(steps=101, batch_size=32, learning_rate=3e-3, **config)
+    )
+    losses = [json.loads(line)["features"] for line in (seen / "train_log.jsonl").read_text().splitlines()]
+    assert len(losses) == 6
+    assert np.mean(losses[4:]) < 0.7 * losses[0]
+    blind = distill(data, tmp_path / "blind", teacher=teacher, suite=SUITE, config=tiny(scenes=0, **config))
+    assert "features" not in json.loads((blind / "train_log.jsonl").read_text().splitlines()[0])
 
 
 def test_a_share_of_nothing_is_refused() -> None:
@@ -134,6 +162,34 @@ def test_a_teacher_for_another_robot_is_refused(data: Path, tmp_path: Path) -> N
     )
     with pytest.raises(SpecError, match="frame"):
         distill(data, tmp_path / "student", teacher=tmp_path, suite=SUITE, config=tiny())
+
+
+def test_teaching_goes_on_from_a_checkpoint(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """The tokens stay, the weights start where they were, and the new checkpoint and its card name the old one."""
+    small = {"batch_size": 4, "vision_learning_rate": 1e-9, "learning_rate": 1e-9}
+    out = teach(data, tmp_path / "on", TeachConfig(vision_steps=0, steps=1, **small), start=teacher)
+    before, after = load_teacher(teacher), load_teacher(out)
+    assert after.tokenizer.to_dict() == before.tokenizer.to_dict()
+    np.testing.assert_array_equal(after.vocabulary.ids, before.vocabulary.ids)
+    torch.testing.assert_close(after.action_tokens, before.action_tokens)
+    torch.testing.assert_close(after.state_dict()["vision.0.down.film.weight"], before.state_dict()["vision.0.down.film.weight"])
+    assert read_json(out / "config.json")["lineage"]["start"] == before.content_hash
+    assert f"from the teacher {before.content_hash[:12]} on" in (out / "README.md").read_text()
+    learned = teach(data, tmp_path / "learned", TeachConfig(vision_steps=0, steps=2, batch_size=4), start=teacher)
+    assert not torch.equal(load_teacher(learned).action_tokens, before.action_tokens)
+
+
+def test_a_start_for_another_robot_is_refused(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """What the checkpoint sees must be what the dataset holds."""
+    spec = load_teacher(teacher).spec
+    other = dataclasses.replace(
+        spec, observation=dataclasses.replace(spec.observation, state_names=("x", "y", "z"), state_units=("m", "m", "m"))
+    )
+    tokenizer = ActionTokenizer(np.float32([0, -0.08, -0.08, 0]), np.float32([1, 0.08, 0.08, 1]))
+    (tmp_path / "other").mkdir()
+    save_teacher(Rt2Teacher(other, tokenizer, config=TINY_TEACHER), tmp_path / "other", lineage={})
+    with pytest.raises(SpecError, match=r"observations of .*other and the datasets"):
+        teach(data, tmp_path / "out", start=tmp_path / "other")
 
 
 def test_teaching_makes_a_checkpoint_that_loads(data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import importlib.util
@@ -15,18 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from expert_points import ExpertPoint
+from point_reach import ACTION
 
 from actlet.command_line import main
 from actlet.errors import ActletError, DatasetError, SpecError, StorageError, UnknownNameError
 from actlet.storage import read_json, write_json
 from episodes import lerobot_writer
 from episodes.collect import CollectionReport, collect
-from episodes.demonstration import PerturbationConfig, demonstrate
+from episodes.demonstration import PerturbationConfig, _Disturbance, demonstrate
 from episodes.lerobot_dataset import open_dataset
 from episodes.seeds import REPORT_SEED_START, TRAIN_SEED_START, TRAIN_SEEDS_PER_RUN, TUNING_SEED_START
 
 HERE = Path(__file__).parent
-QUIET = PerturbationConfig(noise_sd=0.0, kick_sd=0.0)
+QUIET = PerturbationConfig(noise_sd=0.0, kick_sd=0.0, slip_share=0.0)
 
 
 def points_into(out: Path, episodes: int = 6, *, suite: str = "make_suite", **options: object) -> CollectionReport:
@@ -161,8 +163,8 @@ def test_the_last_step_terminates_without_motion() -> None:
     assert (episode.action[:-1, 0] == 0.0).all()
 
 
-def test_flags_and_spared_dimensions_are_never_disturbed() -> None:
-    """However strong the noise, only motions differ from what the expert said."""
+def executed_and_labels(config: PerturbationConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Of one episode: what the robot was told (T - 1, 4), and what the expert said (T, 4)."""
     executed: list[np.ndarray] = []
 
     class Watched(ExpertPoint):
@@ -170,13 +172,43 @@ def test_flags_and_spared_dimensions_are_never_disturbed() -> None:
             executed.append(action)
             return super().step(action)
 
-    demonstrate(Watched("red"), 1, PerturbationConfig(noise_sd=5.0, noise_share=1.0, kick_share=1.0, spared=("dy",)))
-    labels = demonstrate(ExpertPoint("red"), 1, PerturbationConfig(noise_sd=5.0, noise_share=1.0, kick_share=1.0, spared=("dy",))).action
-    steps = np.array(executed)
-    assert len(steps) > 1
-    assert (steps[:, [0, 3]] == 0.0).all()
-    np.testing.assert_array_equal(steps[:, 2], labels[: len(steps), 2])
-    assert (steps[:, 1] != labels[: len(steps), 1]).any()
+    labels = demonstrate(Watched("red"), 1, config).action
+    assert len(executed) > 1
+    return np.array(executed), labels
+
+
+def test_noise_and_kicks_disturb_motions_only() -> None:
+    """However strong they are, flags and what is spared are executed as the expert said."""
+    executed, labels = executed_and_labels(
+        PerturbationConfig(noise_sd=5.0, noise_share=1.0, kick_share=1.0, slip_share=0.0, spared=("dy",))
+    )
+    assert (executed[:, [0, 3]] == 0.0).all()
+    np.testing.assert_array_equal(executed[:, 2], labels[: len(executed), 2])
+    assert (executed[:, 1] != labels[: len(executed), 1]).any()
+
+
+def test_a_slip_turns_the_gripper_round_and_its_label_stays() -> None:
+    """The expert wants it open throughout; it is closed while it slips, and nothing else changes. What is spared does not slip."""
+    slips = PerturbationConfig(noise_sd=0.0, kick_sd=0.0, slip_share=1.0)
+    executed, labels = executed_and_labels(slips)
+    assert (executed[:, 3] == 1.0).all()
+    assert (labels[:, 3] == 0.0).all()
+    np.testing.assert_array_equal(executed[:, :3], labels[: len(executed), :3])
+    spared, _ = executed_and_labels(dataclasses.replace(slips, spared=("gripper",)))
+    assert (spared[:, 3] == 0.0).all()
+
+
+def test_a_slip_lasts_as_long_as_it_is_told() -> None:
+    """Rare slips: the gripper is turned round for three steps at a time, most of the time not at all."""
+    config = PerturbationConfig(noise_sd=0.0, kick_sd=0.0, slip_share=0.02, slip_steps=3)
+    firsts = []
+    for seed in range(100):
+        disturbance = _Disturbance(config, ACTION, np.random.default_rng(seed))
+        closed = "".join(f"{disturbance.executed(np.zeros(ACTION.dim, np.float32))[3]:.0f}" for _ in range(20))
+        firsts += [closed[closed.index("1") :].split("0")[0]] if "1" in closed[:-6] else []
+    assert 10 < len(firsts) < 50
+    assert all(len(run) >= 3 for run in firsts)
+    assert min(len(run) for run in firsts) == 3
 
 
 def test_the_episodes_of_a_scene_are_disturbed_differently() -> None:

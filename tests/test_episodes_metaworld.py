@@ -171,6 +171,7 @@ def test_an_episode_ends_after_its_last_step() -> None:
 def test_the_other_instruction_is_another_tasks() -> None:
     """The opposite where there is one, else a sentence about another object; the seed decides."""
     assert make("door-open").other_instruction(3) == "close the door"
+    assert make("door-open").instructions(3) == (INSTRUCTIONS["door-open"],)
     task = make("push-wall")
     others = [task.other_instruction(seed) for seed in range(20)]
     assert others == [task.other_instruction(seed) for seed in range(20)]

@@ -166,6 +166,18 @@ def test_other_instruction_is_about_the_same_layout_but_something_else(name):
         assert words[0] != "put" or words[-2] in task.layout.plate_colours
 
 
+@pytest.mark.parametrize("name", tabletop.TASKS)
+def test_a_scene_allows_twelve_instructions(name):
+    """All different, this episode's own and its other one among them, the same for every task of the layout."""
+    task = tabletop.make(name, image_px=PX)
+    for seed in range(10):
+        _, own = task.reset(seed)
+        allowed = task.instructions(seed)
+        assert len(set(allowed)) == 12
+        assert {own, task.other_instruction(seed)} <= set(allowed)
+        assert allowed == tabletop.make("put", image_px=PX).instructions(seed)
+
+
 def test_every_block_is_asked_for():
     """Over seeds the target is spread evenly, so that guessing finds one in three."""
     counts = np.bincount([tabletop._draw_target("touch", seed)[0] for seed in range(600)])

@@ -16,6 +16,7 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.errors import QuantizationError, UnknownNameError
 from actlet.specs import CameraSpec, ObservationSpec, PolicySpec
 from distill.student import Student
+from distill.text_encoder import EMBEDDING_DIM
 from export.to_onnx import student_to_onnx
 from quantize.audit import audit, executed_operators
 from quantize.frames import Frames
@@ -133,6 +134,6 @@ def test_files_of_the_default_student_are_small() -> None:
     model = student_to_onnx(Student(spec, ActionTokenizer(low, high)))
     rng = np.random.default_rng(0)
     pictures = {camera.name: blob_frames(rng, 2, 128, 128) for camera in cameras}
-    frames = Frames(pictures, rng.normal(size=(2, 7)).astype(np.float32), rng.normal(size=(2, 384)).astype(np.float32) / 20)
+    frames = Frames(pictures, rng.normal(size=(2, 7)).astype(np.float32), rng.normal(size=(2, EMBEDDING_DIM)).astype(np.float32) / 20)
     assert quantize_int8(model, frames).ByteSize() <= 0.30 * model.ByteSize()
     assert quantize_int4(model).ByteSize() <= 0.22 * model.ByteSize()

@@ -1,0 +1,80 @@
+"""distill.scenes: which scenes and instructions the teacher is asked about, what it says, and what a cut-off run keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import point_reach
+import pytest
+import torch
+
+from actlet.action_tokens import ActionTokenizer
+from actlet.specs import PolicySpec, TimingSpec
+from distill import scenes
+from distill.rt2_teacher import Rt2Teacher, TeacherConfig
+from distill.scenes import SeeingTeacher, look_at_scenes
+
+SUITE = "point_reach:make_suite"
+SEEDS = range(40, 45)
+TEXTS = ["reach the red target", "reach the blue target"]
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Rt2Teacher:
+    torch.manual_seed(0)
+    spec = PolicySpec(
+        observation=point_reach.OBSERVATION,
+        action=point_reach.ACTION,
+        timing=TimingSpec(rate_hz=5, horizon=1, execute_steps=1, max_delay_steps=0),
+    )
+    config = TeacherConfig(layers=1, lora_rank=2, channels=(8, 8, 8), blocks=(1, 1, 1), condition_dim=8, features=16, scene_tokens=2)
+    return Rt2Teacher(spec, ActionTokenizer(np.float32([0, -1, -1, 0]), np.float32([1, 1, 1, 1])), config=config, corpus=TEXTS).eval()
+
+
+def test_every_scene_is_seen_under_every_instruction(teacher: Rt2Teacher, tmp_path: Path) -> None:
+    """Two instructions for each of five scenes, with the frames of the seeds' own resets."""
+    seen = look_at_scenes(teacher, SUITE, SEEDS, tmp_path)
+    assert isinstance(teacher, SeeingTeacher)
+    assert sorted(seen.instructions[:2]) == sorted(TEXTS)
+    assert seen.instructions == seen.instructions[:2] * 5
+    np.testing.assert_array_equal(seen.scene, np.repeat(np.arange(5), 2))
+    assert seen.features.shape == (10, 16)
+    task = point_reach.make_suite().make("red")
+    for row, seed in enumerate(SEEDS):
+        observation, _ = task.reset(seed)
+        np.testing.assert_array_equal(seen.images["above"][row], observation.images["above"])
+        np.testing.assert_array_equal(seen.state[row], observation.state)
+
+
+@torch.inference_mode()
+def test_the_vectors_are_those_of_the_teachers_own_sight(teacher: Rt2Teacher, tmp_path: Path) -> None:
+    """Asked together or one by one, the same; and the instruction matters."""
+    seen = look_at_scenes(teacher, SUITE, SEEDS, tmp_path)
+    row, scene = 7, 3
+    maps = [teacher.features(torch.from_numpy(seen.images["above"][scene][None]))]
+    condition = teacher.condition(teacher.texts([seen.instructions[row]]))
+    alone = teacher.see(maps, torch.from_numpy(seen.state[scene][None]), condition)[0]
+    np.testing.assert_allclose(seen.features[row], alone.numpy(), atol=1e-5)
+    assert not np.allclose(seen.features[row], seen.features[row - 1], atol=1e-4)
+
+
+def test_finished_shards_are_not_asked_for_again(teacher: Rt2Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was cut off after two of three shards asks about the last scene only, and ends with the same."""
+    monkeypatch.setattr(scenes, "SHARD", 2)
+    whole = look_at_scenes(teacher, SUITE, SEEDS, tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3
+    files[-1].unlink()
+    asked: list[int] = []
+    answer = teacher.scene_vectors
+
+    def counted(observations, instructions):
+        asked.append(len(observations))
+        return answer(observations, instructions)
+
+    monkeypatch.setattr(teacher, "scene_vectors", counted)
+    again = look_at_scenes(teacher, SUITE, SEEDS, tmp_path)
+    assert asked == [1]
+    np.testing.assert_array_equal(again.features, whole.features)
+    assert again.instructions == whole.instructions
