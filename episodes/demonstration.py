@@ -70,16 +70,17 @@ class _Disturbance:
         self._scale = np.where(~spec.is_binary & ~kept & ~spared, half, 0.0)  # (A,)
         self._switches = spec.is_binary & kept & ~spared  # (A,)
         self._config, self._rng = config, rng
+        self._slip_rng = rng.spawn(1)[0]  # Of its own: with slips or without, noise and kicks are the same.
         self._kick, self._kick_left, self._slip_left = np.zeros_like(self._scale), 0, 0
 
     def executed(self, label: NDArray[np.float32]) -> NDArray[np.float64]:
         """float64 (A,) -> float64 (A,). The same number of random numbers is drawn at every step, whatever happens."""
         config = self._config
-        starts, noisy, slips = self._rng.random(3)
+        starts, noisy = self._rng.random(2)
         noise, kick = self._rng.standard_normal((2, len(self._scale)))
         if self._kick_left == 0 and starts < config.kick_share:
             self._kick, self._kick_left = config.kick_sd * self._scale * kick, config.kick_steps
-        if self._slip_left == 0 and slips < config.slip_share:
+        if self._slip_rng.random() < config.slip_share and self._slip_left == 0:
             self._slip_left = config.slip_steps
         action = label.astype(np.float64)
         if self._slip_left > 0:
