@@ -137,10 +137,13 @@ def distill(
     Raises:
         DatasetError: The dataset cannot be used.
         CheckpointError: The teacher cannot be loaded.
-        SpecError: Teacher and dataset do not fit.
+        SpecError: Teacher and dataset do not fit, or there are fewer updates than rounds.
         StorageError: `out` exists, or cannot be written.
     """
     config, out = config or TrainConfig(), Path(out)
+    rounds = config.rounds if teacher is not None and suite else 1
+    if config.steps < rounds:
+        raise SpecError(f"{config.steps} updates cannot be shared out among {rounds} rounds: give at least one to each, or fewer rounds.")
     dataset = open_dataset(data)
     arguments = {
         "data": dataset.content_hash,
@@ -185,7 +188,6 @@ def distill(
         scenes = look_at_scenes(asked, suite, range(_SCENE_SEED_START, _SCENE_SEED_START + config.scenes), work / "scenes")
     module = _Training(student, scenes.features.shape[1] if scenes is not None else 0)
     module = module.to(memory_format=torch.channels_last)  # a fifth faster on a processor
-    rounds = config.rounds if asked is not None and suite else 1
     for number in range(rounds):
         if number > 0:
             visited = _on_policy_frames(module.student, asked, suite, config, work, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.manifest import GoldenTolerance, Lineage, Manifest, NodePrecision, TextEncoderInfo, record_files, write_manifest
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
 from quantize.frames import Frames
+
+# A shell that runs the tests in the background makes them ignore Ctrl-C, and what they start too: tests that press it need it heard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_SPEC = PolicySpec(
     observation=ObservationSpec(

@@ -133,6 +133,13 @@ def test_seeing_through_the_teachers_eyes_is_learned(data: Path, teacher: Path, 
     assert "features" not in json.loads((blind / "train_log.jsonl").read_text().splitlines()[0])
 
 
+def test_fewer_updates_than_rounds_are_refused(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """Every round needs an update; without a teacher there is one round."""
+    with pytest.raises(SpecError, match="1 updates cannot be shared out among 2 rounds"):
+        distill(data, tmp_path / "student", teacher=teacher, suite=SUITE, config=tiny(steps=1))
+    assert load_student(distill(data, tmp_path / "cloned", suite=SUITE, config=tiny(steps=1)))
+
+
 def test_a_share_of_nothing_is_refused() -> None:
     """A teacher that labels no demonstration is a mistake in the settings."""
     with pytest.raises(SpecError, match="labelled_share 0"):
