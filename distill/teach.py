@@ -273,7 +273,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps, help="updates of the whole network (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="frames per update (default: %(default)s)")
     parser.add_argument(
-        "--layers", type=int, default=TeacherConfig().layers, help="layers of the language model that are kept (default: %(default)s)"
+        "--layers",
+        type=int,
+        default=TeacherConfig().layers,
+        help="layers of the language model that are kept (default: %(default)s; with --start, as there)",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that exists")

@@ -108,6 +108,8 @@ class TrainConfig:
             raise SpecError(f"undecided_share {self.undecided_share}: expected 0 .. 1.")
         if not (self.rounds >= 1 and self.on_policy_episodes >= 1):
             raise SpecError(f"rounds {self.rounds}, on_policy_episodes {self.on_policy_episodes}: expected 1 or more of each.")
+        if self.scenes < 0:
+            raise SpecError(f"scenes {self.scenes}: expected 0 or more.")
         if not 0 <= self.scene_share < 1:
             raise SpecError(f"scene_share {self.scene_share}: expected 0 <= share < 1: demonstrations are needed too.")
 

@@ -140,6 +140,15 @@ def test_fewer_updates_than_rounds_are_refused(data: Path, teacher: Path, tmp_pa
     assert load_student(distill(data, tmp_path / "cloned", suite=SUITE, config=tiny(steps=1)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"scenes": -1}, "scenes -1"), ({"scene_share": 1.0}, "scene_share 1.0"), ({"rounds": 0}, "rounds 0")]
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, float], message: str) -> None:
+    """Fewer scenes or rounds than there can be, or a batch without demonstrations."""
+    with pytest.raises(SpecError, match=message):
+        tiny(**settings)
+
+
 def test_a_share_of_nothing_is_refused() -> None:
     """A teacher that labels no demonstration is a mistake in the settings."""
     with pytest.raises(SpecError, match="labelled_share 0"):
