@@ -23,7 +23,11 @@ def student_card(student: Student, lineage: dict[str, Any]) -> str:
         f"- commands {list(spec.action.names)} in the frame {spec.action.frame!r}",
         f"- trained on {lineage.get('dataset_episodes')} episodes of dataset {str(lineage.get('dataset'))[:12]}, "
         + (f"with the teacher {lineage['teacher'][:12]}" if lineage.get("teacher") else "without a teacher (behaviour cloning)")
-        + (f"; {lineage['scenes']} more scenes were seen through the teacher's eyes" if lineage.get("scenes") else ""),
+        + (
+            f"; {lineage['scenes']} scenes and frames were seen through the teacher's eyes, under every instruction"
+            if lineage.get("scenes")
+            else ""
+        ),
     ]
     held_out = lineage.get("held_out")
     if held_out:

@@ -41,9 +41,10 @@ from distill.labels import label_frames
 from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import student_card
 from distill.rt2_teacher import load_teacher
-from distill.scenes import Scenes, SeeingTeacher, look_at_scenes
+from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
 from distill.student import Student, StudentConfig, StudentOutput, StudentPolicy, load_student, student_config_json
 from distill.text_encoder import load_text_encoder
+from episodes.episode import Episode
 from episodes.lerobot_dataset import open_dataset
 from episodes.rollout import collect_states
 from episodes.seeds import TRAIN_SEED_START
@@ -90,8 +91,10 @@ class TrainConfig:
     """Episodes that the student drives and the teacher labels between two rounds."""
     scenes: int = 500
     """New scenes that the student sees through the teacher's eyes, under every instruction that they allow; 0 for none."""
-    scene_share: float = 0.125
-    """Share of a batch that is made of them."""
+    glances: int = 500
+    """Frames of the demonstrations, and as many of what the student reached between two rounds, that it sees through them too."""
+    scene_share: float = 0.25
+    """Share of a batch that is made of scenes and glances."""
     feature_weight: float = 2.0
     """Weight of seeing in them what the teacher sees."""
     held_out_fraction: float = 0.15
@@ -157,7 +160,8 @@ def distill(
     work = work_folder(out, arguments)
     train_rows, held_rows = (list(range(len(dataset))), []) if suite else split_episodes(dataset, config.held_out_fraction, config.seed)
     observation, action = dataset.observation_spec, dataset.action_spec
-    frames = Frames.from_episodes(dataset.read_all(train_rows), observation, action)
+    episodes = dataset.read_all(train_rows)
+    frames = Frames.from_episodes(episodes, observation, action)
     spec = PolicySpec(
         observation=observation,
         action=action,
@@ -187,13 +191,20 @@ def distill(
     )
     scenes = None
     if isinstance(asked, SeeingTeacher) and suite and config.scenes:
-        scenes = look_at_scenes(asked, suite, range(_SCENE_SEED_START, _SCENE_SEED_START + config.scenes), work / "scenes")
+        seeds = range(_SCENE_SEED_START, _SCENE_SEED_START + config.scenes)
+        scenes = _with_glances(look_at_scenes(asked, suite, seeds, work / "scenes"), asked, suite, config, episodes, work / "glances")
+    del episodes  # The pictures are in `frames`.
     module = _Training(student, scenes.features.shape[1] if scenes is not None else 0)
     module = module.to(memory_format=torch.channels_last)  # a fifth faster on a processor
     for number in range(rounds):
         if number > 0:
-            visited = _on_policy_frames(module.student, asked, suite, config, work, number)
-            frames = Frames.concatenate([frames, visited])
+            folder = work / f"round-{number}"
+            visited = _on_policy_episodes(module.student, suite, config, folder, number)
+            reached = Frames.from_episodes(visited, observation, action, by_expert=False)
+            reached.distribution = label_frames(asked, reached, folder / "labels", label="teacher's answers, on-policy")
+            frames = Frames.concatenate([frames, reached])
+            if scenes is not None:
+                scenes = _with_glances(scenes, asked, suite, config, visited, folder / "glances")
         module = _fit_round(module, frames, scenes, config, work, number, rounds)
     student = module.student
     lineage: dict[str, Any] = {
@@ -213,20 +224,23 @@ def distill(
     return out
 
 
-def _on_policy_frames(student: Student, teacher: Any, suite: str | None, config: TrainConfig, work: Path, number: int) -> Frames:
-    """Let the student drive in scenes of this round's own, and have the teacher label every state that it reached."""
+def _with_glances(scenes: Scenes, teacher: Any, suite: str | None, config: TrainConfig, episodes: list[Episode], folder: Path) -> Scenes:
+    """Add what the teacher sees in frames of these episodes."""
+    if not config.glances or all(episode.seed is None for episode in episodes):
+        return scenes
     assert suite is not None
-    folder = work / f"round-{number}"
+    return Scenes.concatenate([scenes, look_at_episodes(teacher, suite, episodes, config.glances, folder, seed=config.seed)])
+
+
+def _on_policy_episodes(student: Student, suite: str | None, config: TrainConfig, folder: Path, number: int) -> list[Episode]:
+    """Let the student drive in scenes of this round's own."""
+    assert suite is not None
     checkpoint = folder / "student"
     if not (checkpoint / "config.json").is_file():
         with new_folder(checkpoint) as partial:
             _write_checkpoint(student, partial, {}, [])
     first = _ON_POLICY_SEED_START + (number - 1) * config.on_policy_episodes
-    seeds = range(first, first + config.on_policy_episodes)
-    visited = collect_states(functools.partial(_student_policy, str(checkpoint)), suite, list(seeds))
-    frames = Frames.from_episodes(visited, student.spec.observation, student.spec.action, by_expert=False)
-    frames.distribution = label_frames(teacher, frames, folder / "labels", label="teacher's answers, on-policy")
-    return frames
+    return collect_states(functools.partial(_student_policy, str(checkpoint)), suite, list(range(first, first + config.on_policy_episodes)))
 
 
 def _student_policy(folder: str) -> Policy:

@@ -13,7 +13,8 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.specs import PolicySpec, TimingSpec
 from distill import scenes
 from distill.rt2_teacher import Rt2Teacher, TeacherConfig
-from distill.scenes import SeeingTeacher, look_at_scenes
+from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
+from episodes.demonstration import PerturbationConfig, demonstrate
 
 SUITE = "point_reach:make_suite"
 SEEDS = range(40, 45)
@@ -78,3 +79,31 @@ def test_finished_shards_are_not_asked_for_again(teacher: Rt2Teacher, tmp_path: 
     assert asked == [1]
     np.testing.assert_array_equal(again.features, whole.features)
     assert again.instructions == whole.instructions
+
+
+def test_episodes_are_seen_half_way_under_every_instruction(teacher: Rt2Teacher, tmp_path: Path) -> None:
+    """As many different frames as asked for, each one of an episode's own, with the vectors that the teacher has for it."""
+    suite = point_reach.make_suite()
+    episodes = [demonstrate(suite.make(name), seed, PerturbationConfig()) for name in suite.tasks for seed in (3, 4)]
+    frames = {(frame.tobytes(), state.tobytes()) for e in episodes for frame, state in zip(e.images["above"], e.state, strict=True)}
+    seen = look_at_episodes(teacher, SUITE, episodes, 6, tmp_path, seed=0)
+    chosen = [(frame.tobytes(), state.tobytes()) for frame, state in zip(seen.images["above"], seen.state, strict=True)]
+    assert len(chosen) == 6
+    assert set(chosen) <= frames
+    assert len(set(seen.state[:, 0].tolist())) > 2  # Not the first frames alone.
+    assert sorted(seen.instructions[:2]) == sorted(TEXTS)
+    observation = point_reach.Observation({"above": seen.images["above"][5]}, seen.state[5])
+    np.testing.assert_allclose(seen.features[10:12], teacher.scene_vectors([observation], [seen.instructions[10:12]]), atol=1e-5)
+    everything = look_at_episodes(teacher, SUITE, episodes, 10_000, tmp_path / "all", seed=0)
+    assert len(everything.state) == sum(len(e) for e in episodes)
+
+
+def test_scenes_are_joined_with_their_pairs(teacher: Rt2Teacher, tmp_path: Path) -> None:
+    """Pairs of the second part point at its own pictures."""
+    first = look_at_scenes(teacher, SUITE, range(2), tmp_path / "a")
+    second = look_at_scenes(teacher, SUITE, range(2, 5), tmp_path / "b")
+    both, at_once = Scenes.concatenate([first, second]), look_at_scenes(teacher, SUITE, range(5), tmp_path / "c")
+    np.testing.assert_array_equal(both.scene, at_once.scene)
+    np.testing.assert_array_equal(both.images["above"], at_once.images["above"])
+    np.testing.assert_allclose(both.features, at_once.features, atol=1e-5)
+    assert both.instructions == at_once.instructions

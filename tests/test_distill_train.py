@@ -42,6 +42,7 @@ def tiny(**changes: object) -> TrainConfig:
         "rounds": 2,
         "on_policy_episodes": 2,
         "scenes": 3,
+        "glances": 4,
         "architecture": TINY,
     }
     return TrainConfig(**(settings | changes))  # type: ignore[arg-type]
@@ -115,7 +116,7 @@ def test_a_teacher_labels_demonstrations_and_what_the_student_reached(data: Path
     assert [row["step"] for row in log] == [0, 0]
     assert all(row["features"] > 0 for row in log)
     assert read_json(out / "config.json")["lineage"]["teacher"] == sha256(teacher / "adapter.safetensors")
-    assert "3 more scenes" in (out / "README.md").read_text()
+    assert "11 scenes and frames" in (out / "README.md").read_text()
     assert load_student(out).tokenizer.to_dict() == load_teacher(teacher).tokenizer.to_dict()
 
 
