@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from actlet.errors import SpecError
 from actlet.storage import new_folder, read_json, write_json
+from distill.muon import Muon
 
 __all__ = ["FitConfig", "fit", "work_folder"]
 
@@ -63,7 +64,7 @@ def fit(
     state_folder: Path,
     log_file: Path,
     label: str,
-    parameter_groups: list[dict[str, object]] | None = None,
+    parameter_groups: list[dict[str, Any]] | None = None,
 ) -> nn.Module:
     """Train and return the averaged network, in evaluation mode.
 
@@ -74,29 +75,35 @@ def fit(
         state_folder: Where the state for resuming lives.
         log_file: JSON lines, one every 20 steps: step, learning rate, losses, seconds.
         label: Text of the progress bar.
-        parameter_groups: For the optimizer, where not all parameters share a learning rate ("lr_scale").
+        parameter_groups: Where not all parameters are alike: "params", their learning rate in shares of `config`'s ("lr_scale", 1),
+            and whether they are matrices that Muon updates instead of AdamW ("muon", False).
     """
     accelerator = Accelerator()
     set_seed(config.seed)
     groups = parameter_groups or [{"params": [p for p in module.parameters() if p.requires_grad]}]
-    scales = [float(group.pop("lr_scale", 1.0)) for group in groups]  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    by_optimizer: dict[type[torch.optim.Optimizer], list[dict[str, Any]]] = {}
+    for group in groups:
+        kind = Muon if group.pop("muon", False) else torch.optim.AdamW
+        by_optimizer.setdefault(kind, []).append({"lr_scale": 1.0, **group})
+    optimizers = [kind(own, lr=config.learning_rate, weight_decay=config.weight_decay) for kind, own in by_optimizer.items()]  # type: ignore[call-arg]
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay), use_buffers=True)
-    prepared, optimizer = accelerator.prepare(module, optimizer)
+    prepared, *optimizers = accelerator.prepare(module, *optimizers)
     accelerator.register_for_checkpointing(average)
     first = _resume(accelerator, state_folder, log_file)
     saved_at = started = time.monotonic()
     progress = tqdm(total=config.steps, initial=first, desc=label, unit="step", disable=not accelerator.is_main_process, mininterval=2.0)
     for step in range(first, config.steps):
-        for group, scale in zip(optimizer.param_groups, scales, strict=True):
-            group["lr"] = scale * _learning_rate(step, config)
+        rate = _learning_rate(step, config)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["lr_scale"] * rate
         generator = torch.Generator().manual_seed((config.seed << 32) + step * accelerator.num_processes + accelerator.process_index)
         prepared.train()
         losses = loss_of_batch(prepared, generator)
         accelerator.backward(losses["loss"])
         accelerator.clip_grad_norm_([p for p in prepared.parameters() if p.requires_grad], config.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         decay = min(config.average_decay, (1 + step) / (10 + step))  # so that a short run forgets where it began
         average.multi_avg_fn = get_ema_multi_avg_fn(decay)
         average.update_parameters(accelerator.unwrap_model(prepared))
@@ -105,12 +112,7 @@ def fit(
             values = {name: round(float(value.detach()), 5) for name, value in losses.items()}
             progress.set_postfix(values)
             with log_file.open("a", encoding="utf-8") as log:
-                log.write(
-                    json.dumps(
-                        {"step": step, "lr": optimizer.param_groups[0]["lr"], **values, "seconds": round(time.monotonic() - started, 1)}
-                    )
-                    + "\n"
-                )
+                log.write(json.dumps({"step": step, "lr": rate, **values, "seconds": round(time.monotonic() - started, 1)}) + "\n")
         if time.monotonic() - saved_at > config.save_seconds:
             _save(accelerator, state_folder, step + 1)
             saved_at = time.monotonic()

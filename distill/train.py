@@ -61,13 +61,16 @@ _SCENE_SEED_START = TRAIN_SEED_START + 600_000
 class TrainConfig:
     """How the student is trained."""
 
-    steps: int = 2700
+    steps: int = 1800
     """Optimizer updates, shared out evenly among the rounds."""
-    rounds: int = 3
+    rounds: int = 2
     """How often the student is fitted, the learning rate starting anew; before each but the first it drives, and the teacher labels
     what it reached. Without a teacher or a suite there is one round."""
     batch_size: int = 64
     learning_rate: float = 1e-3
+    muon_scale: float = 5.0
+    """Learning rate of the weight matrices inside the network, which Muon updates, in shares of `learning_rate`, which AdamW keeps for
+    all else; 0 for AdamW alone."""
     horizon: int = 8
     """H, actions in a chunk."""
     execute_steps: int = 1
@@ -111,6 +114,8 @@ class TrainConfig:
             raise SpecError(f"undecided_share {self.undecided_share}: expected 0 .. 1.")
         if not (self.rounds >= 1 and self.on_policy_episodes >= 1):
             raise SpecError(f"rounds {self.rounds}, on_policy_episodes {self.on_policy_episodes}: expected 1 or more of each.")
+        if self.muon_scale < 0:
+            raise SpecError(f"muon_scale {self.muon_scale}: expected 0 or more.")
         if self.scenes < 0:
             raise SpecError(f"scenes {self.scenes}: expected 0 or more.")
         if not 0 <= self.scene_share < 1:
@@ -262,6 +267,20 @@ class _Training(nn.Module):
         return output, self.imitate(output.features) if self.imitate is not None else None
 
 
+def _parameter_groups(module: _Training, config: TrainConfig) -> list[dict[str, Any]]:
+    """Muon is for matrices between features (Jordan et al. 2024): not for biases, nor for the layers that answer."""
+    student = module.student
+    outputs = {id(p) for part in (student.queries, student.waypoints, module.imitate) if part is not None for p in part.parameters()}
+    inner = [p for p in module.parameters() if p.ndim >= 2 and id(p) not in outputs and p is not student.bins]
+    if not config.muon_scale:
+        return [{"params": list(module.parameters())}]
+    chosen = {id(p) for p in inner}
+    return [
+        {"params": [p for p in module.parameters() if id(p) not in chosen]},
+        {"params": inner, "lr_scale": config.muon_scale, "muon": True},
+    ]
+
+
 def _fit_round(
     module: _Training, frames: Frames, scenes: Scenes | None, config: TrainConfig, work: Path, number: int, rounds: int
 ) -> _Training:
@@ -325,7 +344,8 @@ def _fit_round(
     settings = FitConfig(steps=steps, batch_size=config.batch_size, learning_rate=config.learning_rate, seed=config.seed * 100 + number)
     saved, log = work / f"state-{number}", work / f"log-{number}.jsonl"
     name = f"student, round {number + 1} of {rounds}" if rounds > 1 else "student"
-    trained = fit(module, loss_of_batch, settings, state_folder=saved, log_file=log, label=name)
+    groups = _parameter_groups(module, config)
+    trained = fit(module, loss_of_batch, settings, state_folder=saved, log_file=log, label=name, parameter_groups=groups)
     assert isinstance(trained, _Training)
     return trained
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from actlet.errors import SpecError
 from distill.fit import FitConfig, fit, work_folder
 
+LossOfBatch = Callable[[nn.Module, torch.Generator], dict[str, Tensor]]
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])
 
 
@@ -35,7 +37,8 @@ def test_it_learns_a_line(tmp_path: Path) -> None:
     assert losses[-1] < losses[0] / 100
 
 
-def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, muon: bool) -> None:
     """Ctrl-C at step 7, then the same call again: bit for bit the weights of a run that nobody stopped."""
     config = FitConfig(steps=20, learning_rate=0.05, save_seconds=0.0)
     calls = 0
@@ -47,10 +50,16 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) -> No
             raise KeyboardInterrupt
         return loss_of_batch(module, generator)
 
+    def run(loss: LossOfBatch, name: str, label: str) -> nn.Module:
+        module = line()
+        groups = [{"params": [module.bias]}, {"params": [module.weight], "lr_scale": 0.5, "muon": muon}]
+        log = tmp_path / f"{name}.jsonl"
+        return fit(module, loss, config, state_folder=tmp_path / name, log_file=log, label=label, parameter_groups=groups)
+
     with pytest.raises(KeyboardInterrupt):
-        fit(line(), interrupted, config, state_folder=tmp_path / "a", log_file=tmp_path / "a.jsonl", label="cut")
-    resumed = fit(line(), loss_of_batch, config, state_folder=tmp_path / "a", log_file=tmp_path / "a.jsonl", label="on")
-    uncut = fit(line(), loss_of_batch, config, state_folder=tmp_path / "b", log_file=tmp_path / "b.jsonl", label="uncut")
+        run(interrupted, "a", "cut")
+    resumed = run(loss_of_batch, "a", "on")
+    uncut = run(loss_of_batch, "b", "uncut")
     assert torch.equal(resumed.weight, uncut.weight)
     assert torch.equal(resumed.bias, uncut.bias)
 
