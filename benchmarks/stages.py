@@ -42,7 +42,7 @@ class DemoConfig:
     """Episodes that the teacher learns from, when it is trained too."""
     teach: TeachConfig = dataclasses.field(default_factory=TeachConfig)
     train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(labelled_share=0.15))
-    real: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=300))
+    real: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(steps=150))
     """How the student of the real recordings is trained."""
     test_episodes: int = 126
     """Episodes that every policy is judged on."""
