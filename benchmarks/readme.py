@@ -56,9 +56,15 @@ def tree_text(root: Path = README.parent) -> str:
     lines = ["```"]
     for package in PACKAGES:
         lines.append(f"{package + '/':<28}{_comment(root / package / '__init__.py')}")
-        modules = sorted(path for path in (root / package).glob("*.py") if not path.name.startswith("__"))
-        lines += [f"    {path.name:<24}{_comment(path)}" for path in modules]
+        lines += [f"    {path.name:<24}{_comment(path)}" for path in _modules(root / package)]
+        for inner in sorted((root / package).glob("*/__init__.py")):
+            lines.append(f"    {inner.parent.name + '/':<24}{_comment(inner)}")
+            lines += [f"        {path.name:<20}{_comment(path)}" for path in _modules(inner.parent)]
     return "\n".join([*lines, "```"])
+
+
+def _modules(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("__"))
 
 
 def _comment(path: Path) -> str:

@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): updates of weight matrices that favour no direction.
+"""Muon (Jordan et al. 2024): updates of weight matrices that favour no direction.
 
-The momentum of a matrix is replaced by the nearest orthogonal matrix, so that every direction in which the weights can change is
+Source: https://kellerjordan.github.io/posts/muon. The momentum of a matrix is replaced by the nearest orthogonal matrix, so that every direction in which the weights can change is
 learned at the same pace; AdamW does this for single numbers only. torch.optim.Muon refuses the weights of convolutions and
 multiplies in bfloat16, which processors without such units do slowly; here a convolution's weight counts as the matrix
 (outputs, everything else), and products are in its own type.

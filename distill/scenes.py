@@ -110,14 +110,16 @@ def look_at_episodes(
     frames = [(episode, step) for episode in episodes if episode.seed is not None for step in range(len(episode))]
     chosen = [frames[i] for i in np.random.default_rng(seed).permutation(len(frames))[:count]]
     tasks = {name: suite.make(name) for name in sorted({episode.task for episode, _ in chosen})}
-    texts = [tasks[episode.task].instructions(episode.seed) for episode, _ in chosen]
+    try:
+        texts = [tasks[episode.task].instructions(episode.seed) for episode, _ in chosen]
+    finally:
+        for task in tasks.values():
+            task.close()
 
     def observe(row: int) -> Observation:
         episode, step = chosen[row]
         return Observation({name: images[step] for name, images in episode.images.items()}, episode.state[step])
 
-    for task in tasks.values():
-        task.close()
     return _look(teacher, observe, texts, folder, "teacher looks at episodes")
 
 

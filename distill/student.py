@@ -43,6 +43,7 @@ __all__ = [
     "StudentPolicy",
     "flag_thresholds",
     "load_student",
+    "open_student",
     "ordinal_embedding",
     "student_config_json",
 ]
@@ -337,3 +338,8 @@ def load_student(folder: str | Path) -> Student:
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read as a student checkpoint: {error}. Copy it again, or distill it again.") from error
     return student.eval()
+
+
+def open_student(folder: str | Path) -> StudentPolicy:
+    """A student checkpoint as a policy; raises as `load_student` does."""
+    return StudentPolicy(load_student(folder))

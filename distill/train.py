@@ -42,7 +42,7 @@ from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import student_card
 from distill.rt2_teacher import load_teacher
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
-from distill.student import Student, StudentConfig, StudentOutput, StudentPolicy, load_student, student_config_json
+from distill.student import Student, StudentConfig, StudentOutput, StudentPolicy, open_student, student_config_json
 from distill.text_encoder import load_text_encoder
 from episodes.episode import Episode
 from episodes.lerobot_dataset import open_dataset
@@ -95,7 +95,8 @@ class TrainConfig:
     scenes: int = 500
     """New scenes that the student sees through the teacher's eyes, under every instruction that they allow; 0 for none."""
     glances: int = 500
-    """Frames of the demonstrations, and as many of what the student reached between two rounds, that it sees through them too."""
+    """Beside the scenes, frames of the demonstrations, and as many of what the student reached between two rounds, that it sees
+    through them too; 0 for none."""
     scene_share: float = 0.25
     """Share of a batch that is made of scenes and glances."""
     feature_weight: float = 2.0
@@ -116,8 +117,8 @@ class TrainConfig:
             raise SpecError(f"rounds {self.rounds}, on_policy_episodes {self.on_policy_episodes}: expected 1 or more of each.")
         if self.muon_scale < 0:
             raise SpecError(f"muon_scale {self.muon_scale}: expected 0 or more.")
-        if self.scenes < 0:
-            raise SpecError(f"scenes {self.scenes}: expected 0 or more.")
+        if self.scenes < 0 or self.glances < 0:
+            raise SpecError(f"scenes {self.scenes}, glances {self.glances}: expected 0 or more of each.")
         if not 0 <= self.scene_share < 1:
             raise SpecError(f"scene_share {self.scene_share}: expected 0 <= share < 1: demonstrations are needed too.")
 
@@ -250,7 +251,7 @@ def _on_policy_episodes(student: Student, suite: str | None, config: TrainConfig
 
 def _student_policy(folder: str) -> Policy:
     torch.set_num_threads(1)
-    return StudentPolicy(load_student(folder))
+    return open_student(folder)
 
 
 class _Training(nn.Module):
