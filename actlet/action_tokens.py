@@ -18,7 +18,7 @@ RT-2's reference action is 8 tokens: terminate, dx dy dz, drx dry drz, gripper.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -173,6 +173,29 @@ class ActionVocabulary:
     def last(cls, vocab_size: int, *, bins: int = 256) -> ActionVocabulary:
         """The last ids, bin 0 at the very end: OpenVLA's choice. `vocab_size` is without padding."""
         return cls(vocab_size - 1 - np.arange(bins), vocab_size)
+
+    @classmethod
+    def integers(cls, encode: Callable[[str], Sequence[int]], vocab_size: int, *, bins: int = 256) -> ActionVocabulary:
+        """The tokens of the numbers "0" .. "255", where each has one of its own: RT-2's choice on PaLI-X.
+
+        Args:
+            encode: The language model's tokenizer without special tokens, text -> ids.
+            vocab_size: V, without padding.
+            bins: K.
+
+        Raises:
+            SpecError: A number that is written with several tokens, as where digits are split, or two numbers with one token.
+        """
+        ids = []
+        for number in range(bins):
+            pieces = list(encode(str(number)))
+            if len(pieces) != 1:
+                raise SpecError(
+                    f"the number {number} is {len(pieces)} tokens of this vocabulary, expected one: "
+                    "its integers have no tokens of their own; use the least used tokens or the last ids."
+                )
+            ids += pieces
+        return cls(np.array(ids), vocab_size)
 
     def encode(self, bins: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bins -> token ids, same shape."""

@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("export.to_bundle", "turn a student checkpoint into a bundle that needs no torch"),
     "quantize": ("quantize.quantize_bundle", "turn a float bundle into an int8 or int4 bundle"),
     "run": ("runtime.run", "drive a robot, or the simulated arm, with a bundle"),
+    "serve": ("runtime.serve", "answer many robots over the network with one policy, on openpi's websocket"),
     "bench": ("benchmarks.bench", "measure success, latency and size of policies, and write the report"),
     "doctor": ("benchmarks.doctor", "say what this machine has, what is missing, and whether a bundle is sound"),
 }

@@ -15,6 +15,7 @@ The tree::
     │   ├── MissingExtraError       an optional Python package is absent; names the extra to install
     │   ├── MissingLibraryError     a system library is absent; names the line to run
     │   └── StorageError            the disk is full, or a folder cannot be written
+    ├── RemoteError                 a policy over the network did not answer, or with something that cannot be used
     └── RobotFault                  the robot side met a condition in which it must not move on
 
 A message says what happened, what it got, what it expected, and what to do.
@@ -36,6 +37,7 @@ __all__ = [
     "MissingLibraryError",
     "ObservationError",
     "QuantizationError",
+    "RemoteError",
     "RobotFault",
     "SpecError",
     "StorageError",
@@ -123,6 +125,10 @@ class MissingLibraryError(CallerError):
 
 class StorageError(CallerError):
     """The disk is full, or a file or folder cannot be written."""
+
+
+class RemoteError(ActletError):
+    """A policy over the network cannot be reached, did not answer in time, or answered with something that cannot be used."""
 
 
 class RobotFault(ActletError):

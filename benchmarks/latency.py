@@ -39,7 +39,8 @@ from actlet.provenance import utc_now
 from actlet.statistics import latency_summary
 from benchmarks.arithmetic import gemm_gflops, gemm_seconds
 from benchmarks.machine import describe_machine, describe_versions
-from benchmarks.policies import Contender, Sample, open_policy, samples_for, share_parameters, weigh
+from benchmarks.policies import Contender, Sample, samples_for, share_parameters, weigh
+from runtime.opening import open_policy
 
 __all__ = ["LatencyConfig", "Timings", "measure_by_turns", "measure_latency", "peak_memory_bytes"]
 

@@ -1,4 +1,4 @@
-"""Opening whatever can be measured: a bundle, a student checkpoint or a teacher, told apart by what is in the folder."""
+"""What can be measured: bundles, students and teachers under the names that tables use, their size, and questions to time them with."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from actlet.errors import CallerError
-from actlet.manifest import MANIFEST_NAME, Manifest, manifest_hash, read_manifest
+from actlet.manifest import Manifest, manifest_hash, read_manifest
 from actlet.protocols import Observation, Policy
 from actlet.specs import PolicySpec
 from actlet.storage import read_json
 from benchmarks.arithmetic import count_graph, count_torch
+from runtime.opening import kind_of, open_policy
 
-__all__ = ["Contender", "Sample", "kind_of", "open_policy", "parse_contenders", "samples_for", "share_parameters", "weigh"]
+__all__ = ["Contender", "Sample", "parse_contenders", "samples_for", "share_parameters", "weigh"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,47 +40,6 @@ class Sample:
 
     observation: Observation
     instruction: str
-
-
-def kind_of(path: str | Path) -> str:
-    """ "bundle", "student" or "teacher".
-
-    Raises:
-        CallerError: The folder is none of these.
-    """
-    path = Path(path)
-    if (path / MANIFEST_NAME).is_file():
-        return "bundle"
-    config = path / "config.json"
-    kind = read_json(config).get("kind") if config.is_file() else None
-    if kind not in ("student", "teacher"):
-        what = "does not exist" if not path.exists() else f"holds neither {MANIFEST_NAME} nor a config.json of a student or teacher"
-        raise CallerError(f"policy {path}: it {what}. Give the folder of a bundle, a student or a teacher.")
-    return str(kind)
-
-
-def open_policy(path: str | Path, threads: int = 1) -> Policy:
-    """Open a policy for inference on the processor.
-
-    Args:
-        path: The folder of a bundle, a student or a teacher.
-        threads: Threads of one prediction.
-    """
-    kind = kind_of(path)
-    if kind == "bundle":
-        from runtime.policy import BundlePolicy
-
-        return BundlePolicy(path, threads=threads)
-    import torch
-
-    torch.set_num_threads(threads)
-    if kind == "student":
-        from distill.student import StudentPolicy, load_student
-
-        return StudentPolicy(load_student(path))
-    from distill.rt2_teacher import load_teacher
-
-    return load_teacher(path)
 
 
 def weigh(contender: Contender, policy: Policy, sample: Sample) -> dict[str, Any]:

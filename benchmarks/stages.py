@@ -14,7 +14,7 @@ from actlet.storage import read_json, write_json
 from benchmarks.closed_loop import ClosedLoopConfig, run_episodes
 from benchmarks.latency import LatencyConfig, measure_latency
 from benchmarks.pictures import draw_films
-from benchmarks.policies import Contender, open_policy
+from benchmarks.policies import Contender
 from distill.student import StudentConfig
 from distill.teach import TeachConfig, teach
 from distill.train import TrainConfig, distill
@@ -27,6 +27,7 @@ from quantize.int4 import Int4Config
 from quantize.int8 import Int8Config
 from quantize.quantize_bundle import quantize_bundle
 from runtime.control_loop import drive
+from runtime.opening import open_policy
 
 __all__ = ["DemoConfig"]
 

@@ -1,1 +1,1 @@
-"""The robot side: bundles, the control loop, robots. numpy and onnxruntime alone; torch is never imported."""
+"""The robot side: bundles, the control loop, robots. numpy and onnxruntime alone (websockets and msgpack for policies elsewhere); torch is never imported."""

@@ -1,4 +1,4 @@
-"""Drive a robot with a bundle: `actlet run`, or `run_bundle(...)` from Python.
+"""Drive a robot with a bundle, or with a policy on another machine: `actlet run`, or `run_policy(...)` from Python.
 
 The robot is named, not imported: ``--robot package.module:factory``. The factory is called with suite, task and seed as keywords and
 returns an `actlet.protocols.Robot`. Without ``--robot`` it is the simulated arm. A robot of your own is a class like this::
@@ -38,13 +38,13 @@ from pathlib import Path
 from typing import Any
 
 from actlet.errors import CallerError, UnknownNameError
-from actlet.protocols import Robot
+from actlet.protocols import Policy, Robot
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
 from runtime.loop_statistics import LoopStatistics
-from runtime.policy import BundlePolicy
+from runtime.opening import open_policy
 
-__all__ = ["SIMULATED_ROBOT", "add_arguments", "make_robot", "run", "run_bundle"]
+__all__ = ["SIMULATED_ROBOT", "add_arguments", "make_robot", "run", "run_policy"]
 
 SIMULATED_ROBOT = "episodes.simulated_robot:make_robot"
 _STATUS_EVERY_S = 0.2
@@ -83,8 +83,8 @@ def make_robot(name: str = SIMULATED_ROBOT, **options: Any) -> Robot:
     return robot
 
 
-def run_bundle(
-    bundle: str | Path | BundlePolicy,
+def run_policy(
+    policy: str | Path | Policy,
     robot: Robot,
     instruction: str | None = None,
     *,
@@ -94,23 +94,25 @@ def run_bundle(
     schedule: ScheduleConfig | None = None,
     on_step: Callable[[int, LoopStatistics], None] | None = None,
 ) -> LoopResult:
-    """Drive a robot with a bundle until it is done.
+    """Drive a robot until it is done.
 
     Args:
-        bundle: The bundle's folder, or a policy made from it.
+        policy: A bundle's folder, a checkpoint's, the URL of a server, or a policy that is open already.
         robot: What moves.
         instruction: What to do; None for the robot's own `instruction`.
         realtime: Keep the clock; None for yes unless the robot's `virtual_time` says that it need not be kept.
-        rate_hz: Steps in a second, None for the bundle's.
+        rate_hz: Steps in a second, None for the policy's.
         steps: Largest number of steps, None for no end but the robot's own.
         schedule: How chunks follow each other.
         on_step: Called after every step.
 
     Raises:
-        CallerError: The bundle is not sound, or robot and bundle do not fit; found before motion.
+        CallerError: The policy is not sound, or robot and policy do not fit; found before motion.
+        RemoteError: A server cannot be reached.
     """
-    policy = bundle if isinstance(bundle, BundlePolicy) else BundlePolicy(bundle)
-    clipped_before = policy.clipped
+    if isinstance(policy, (str, Path)):
+        policy = open_policy(policy)
+    clipped_before = getattr(policy, "clipped", 0)
     if realtime is None:
         realtime = not getattr(robot, "virtual_time", False)
     # A policy that was made for no delay must have its observation and its first action in the same step.
@@ -123,13 +125,13 @@ def run_bundle(
         schedule=schedule or ScheduleConfig(),
     )
     result = drive(robot, policy, instruction, config, on_step=on_step)
-    result.statistics.clipped += policy.clipped - clipped_before
+    result.statistics.clipped += getattr(policy, "clipped", 0) - clipped_before
     return result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `actlet run`."""
-    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("policy", help="folder of a bundle or a checkpoint, or the URL of an `actlet serve`, as in ws://10.0.0.2:8000")
     parser.add_argument("--robot", default=SIMULATED_ROBOT, metavar="MODULE:FACTORY", help="what moves (default: the simulated arm)")
     parser.add_argument("--suite", default="tabletop", help="suite of simulated tasks (default: tabletop)")
     parser.add_argument("--task", help="task of the suite")
@@ -152,17 +154,16 @@ examples:
   actlet run bundles/int8 --task put --seed 7                       one simulated episode, as fast as possible
   actlet run bundles/int8 --task put --seed 7 --realtime            the same at the robot's rate, policy in a thread
   actlet run bundles/int8 --robot my_arm:make_robot --instruction "lift the red block"
+  actlet run ws://10.0.0.2:8000 --task put --seed 7 --realtime      with a policy on another machine
 """
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `run`."""
-    policy = BundlePolicy(
-        arguments.bundle, threads=arguments.threads
-    )  # First: a wrong path should not take a simulator's start to be seen.
+    policy = open_policy(arguments.policy, arguments.threads)  # First: a wrong path should not take a simulator's start to be seen.
     robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed)
     status = _StatusLine(robot, arguments.instruction, arguments.steps)
-    result = run_bundle(
+    result = run_policy(
         policy,
         robot,
         arguments.instruction,

@@ -120,6 +120,7 @@ def test_impossible_bounds_are_refused(low: list, high: list, bins: int) -> None
 vocabularies = st.one_of(
     st.integers(300, 2000).map(ActionVocabulary.last),
     hnp.arrays(np.int64, st.integers(300, 900), elements=st.integers(0, 9)).map(ActionVocabulary.least_used),
+    st.permutations(range(400)).map(lambda ids: ActionVocabulary.integers(lambda text: [ids[int(text)]], 400)),
 )
 
 
@@ -137,6 +138,15 @@ def test_ids_and_bins_are_one_to_one(vocabulary: ActionVocabulary, data: st.Data
 def test_the_last_ids_count_down_from_the_end() -> None:
     """OpenVLA: bin 0 is the very last id of the vocabulary."""
     assert ActionVocabulary.last(32000).encode(np.array([0, 255])).tolist() == [31999, 31744]
+
+
+def test_integers_need_tokens_of_their_own() -> None:
+    """RT-2-PaLI-X says the bin's number; a vocabulary that splits digits, or gives two numbers one token, cannot."""
+    assert ActionVocabulary.integers(lambda text: [7 + int(text)], 300).encode(np.array([0, 255])).tolist() == [7, 262]
+    with pytest.raises(SpecError, match="the number 10 is 2 tokens of this vocabulary, expected one"):
+        ActionVocabulary.integers(lambda text: [int(digit) for digit in text], 300)
+    with pytest.raises(SpecError, match="expected different ids"):
+        ActionVocabulary.integers(lambda text: [int(text) // 2], 300)
 
 
 def test_the_least_used_tokens_are_taken_and_the_forbidden_are_not() -> None:

@@ -23,11 +23,11 @@ def test_every_error_is_public_and_in_the_tree_of_the_docstring() -> None:
         assert name in str(errors.__doc__)
 
 
-def test_everything_but_robot_faults_is_the_callers_to_mend() -> None:
-    """The command line exits with 2 for CallerError and 1 for the rest."""
+def test_what_robots_and_networks_do_is_not_the_callers_to_mend() -> None:
+    """All else is: the command line exits with 2 for CallerError and 1 for the rest."""
     for name, value in _classes().items():
         assert issubclass(value, ActletError)
-        assert issubclass(value, CallerError) == (name not in ("ActletError", "RobotFault"))
+        assert issubclass(value, CallerError) == (name not in ("ActletError", "RemoteError", "RobotFault"))
     assert not issubclass(RobotFault, CallerError)
 
 

@@ -16,7 +16,8 @@ from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
 from benchmarks.arithmetic import count_graph
 from benchmarks.latency import LatencyConfig, measure_by_turns, measure_latency, peak_memory_bytes
-from benchmarks.policies import Contender, Sample, kind_of, open_policy, parse_contenders, samples_for
+from benchmarks.policies import Contender, Sample, parse_contenders, samples_for
+from runtime.opening import kind_of, open_policy
 
 
 class Sleeper:

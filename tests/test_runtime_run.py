@@ -13,7 +13,7 @@ from actlet.command_line import main
 from actlet.errors import CallerError, SpecError, UnknownNameError
 from runtime import run as run_module
 from runtime.control_loop import LoopConfig, drive
-from runtime.run import make_robot, run_bundle
+from runtime.run import make_robot, run_policy
 
 POINTS = ["--suite", "point_reach:make_suite"]
 
@@ -42,7 +42,7 @@ def test_run_prints_a_summary(point_bundle: Path, capsys: pytest.CaptureFixture[
 def test_run_ends_with_the_episode(point_bundle: Path) -> None:
     """Without --steps the simulated robot's own end counts."""
     robot = make_robot(suite="point_reach:make_suite", task="red", seed=3)
-    result = run_bundle(point_bundle, robot)
+    result = run_policy(point_bundle, robot)
     assert result.stopped_by == "done"
     assert result.statistics.missed_deadlines == 0
 
@@ -70,7 +70,7 @@ def test_the_pace_follows_from_robot_and_policy(
     monkeypatch.setattr(
         run_module, "drive", lambda *arguments, **options: (seen.append(arguments[3]), drive(*arguments[:3], LoopConfig(max_steps=1)))[1]
     )
-    run_bundle(make_tiny_bundle(tmp_path / "bundle", spec=spec), robot, realtime=asked)
+    run_policy(make_tiny_bundle(tmp_path / "bundle", spec=spec), robot, realtime=asked)
     assert (seen[0].realtime, seen[0].inference) == expected
 
 
@@ -100,10 +100,10 @@ def test_what_the_caller_can_mend_exits_with_2(
     assert "Traceback" not in err
 
 
-def test_a_missing_bundle_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_policy_is_named_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Before any simulator is started."""
     assert main(["run", str(tmp_path / "nothing"), "--suite", "nowhere", "--task", "put"]) == 2
-    assert "nothing: does not exist, expected a folder with manifest.json" in capsys.readouterr().err
+    assert "nothing: it does not exist. Give the folder of a bundle" in capsys.readouterr().err
 
 
 def test_a_robot_for_another_bundle_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_robot_for_another_bundle_is_refused(tiny_bundle: Path, monkeypatch: p
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     robot = make_robot(suite="point_reach:make_suite", task="red")
     with pytest.raises(SpecError, match=r"cameras\[0\].name is 'above', expected 'front'; .*height is 16, expected 6"):
-        run_bundle(tiny_bundle, robot)
+        run_policy(tiny_bundle, robot)
 
 
 def test_what_is_not_a_robot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,67 @@
+"""Opening whatever can drive a robot: a bundle, a student checkpoint, a teacher, or a policy on another machine.
+
+A folder is told apart by what is in it, a policy elsewhere by its "ws://". Checkpoints need torch, which the robot side never
+imports: their packages are reached by name, and only when a checkpoint is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from actlet.errors import CallerError
+from actlet.manifest import MANIFEST_NAME
+from actlet.protocols import Policy
+from actlet.storage import read_json
+
+__all__ = ["is_remote", "kind_of", "open_policy"]
+
+_CHECKPOINTS = {"student": ("distill.student", "open_student"), "teacher": ("distill.rt2_teacher", "load_teacher")}
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether it names a policy on another machine."""
+    return str(path).startswith(("ws://", "wss://"))
+
+
+def kind_of(path: str | Path) -> str:
+    """ "bundle", "student" or "teacher".
+
+    Raises:
+        CallerError: The folder is none of these.
+    """
+    path = Path(path)
+    if (path / MANIFEST_NAME).is_file():
+        return "bundle"
+    config = path / "config.json"
+    kind = read_json(config).get("kind") if config.is_file() else None
+    if kind not in _CHECKPOINTS:
+        what = "does not exist" if not path.exists() else f"holds neither {MANIFEST_NAME} nor a config.json of a student or teacher"
+        raise CallerError(f"policy {path}: it {what}. Give the folder of a bundle, a student or a teacher.")
+    return str(kind)
+
+
+def open_policy(path: str | Path, threads: int = 1) -> Policy:
+    """Open a policy for inference.
+
+    Args:
+        path: The folder of a bundle, a student or a teacher, or the URL of a server.
+        threads: Threads of one prediction on this machine's processor.
+
+    Raises:
+        CallerError: The folder holds none of them, or what it holds is not sound.
+        RemoteError: The server cannot be reached.
+    """
+    if is_remote(path):
+        from runtime.remote_policy import RemotePolicy
+
+        return RemotePolicy(str(path))
+    kind = kind_of(path)
+    if kind == "bundle":
+        from runtime.policy import BundlePolicy
+
+        return BundlePolicy(path, threads=threads)
+    module, function = _CHECKPOINTS[kind]
+    importlib.import_module("torch").set_num_threads(threads)
+    policy: Policy = getattr(importlib.import_module(module), function)(path)
+    return policy

@@ -1,0 +1,183 @@
+"""A policy on another machine, as a `Policy` here: an `actlet serve`, or any server that speaks openpi's websocket.
+
+Everything that comes back is checked before it becomes a chunk: shape, type, finite, and inside the action limits. A server that
+hangs is given up after a time that the caller sets; since openpi numbers neither questions nor answers, the connection is then
+closed, so that a late answer can never be taken for the next one, and made anew at the next question.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlet.errors import ActletError, MissingExtraError, RemoteError, SpecError
+from actlet.protocols import ActionChunk, Observation
+from actlet.specs import PolicySpec, require_same
+from runtime.wires.openpi import ObservationKeys, pack, unpack
+
+__all__ = ["METADATA_KEY", "RemotePolicy"]
+
+METADATA_KEY = "actlet"
+_LARGEST_FRAME = 16 * 2**20
+_CLOSE_TIMEOUT_S = 0.2  # a server that hangs does not say goodbye either
+
+
+class RemotePolicy:
+    """Implements `actlet.protocols.Policy` over a websocket; not to be shared by threads.
+
+    Args:
+        url: As in "ws://10.0.0.2:8000".
+        spec: What the robot needs. None: what the server says of itself, which only `actlet serve` does.
+        keys: Names of the observation's parts. None: those that the server says, or those of `actlet serve`.
+        connect_timeout_s: For the connection and the server's first words.
+        answer_timeout_s: For one answer.
+        largest_frame: Bytes of a message; a larger one is refused unread.
+        api_key: Sent as the header "Authorization: Api-Key ...".
+
+    Raises:
+        RemoteError: It cannot be reached, or does not speak openpi.
+        SpecError: It says that it is another policy than `spec`, or says nothing and `spec` is None.
+        MissingExtraError: `websockets` or `msgpack` is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        spec: PolicySpec | None = None,
+        *,
+        keys: ObservationKeys | None = None,
+        connect_timeout_s: float = 5.0,
+        answer_timeout_s: float = 2.0,
+        largest_frame: int = _LARGEST_FRAME,
+        api_key: str | None = None,
+    ) -> None:
+        self.url, self.connect_timeout_s, self.answer_timeout_s = url, connect_timeout_s, answer_timeout_s
+        self.largest_frame, self._headers = largest_frame, {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        self.clipped = 0
+        """Action values outside the specification's limits so far; each was set to the limit."""
+        self._connection: Any = None
+        self._open = contextlib.ExitStack()
+        self._wanted = spec
+        self.metadata = self._connect()
+        theirs = _spec_in(self.metadata, url)
+        if theirs is None and spec is None:
+            raise SpecError(
+                f"{url} does not say what it sees and commands (keys of its metadata: {sorted(map(str, self.metadata))}): give a spec."
+            )
+        self.spec: PolicySpec = spec or theirs  # type: ignore[assignment]
+        self.keys = keys or ObservationKeys.of(self.spec.observation)
+
+    def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
+        """One chunk per observation, asked one after the other.
+
+        Raises:
+            ObservationError: A frame or state of another size or type; nothing is sent.
+            RemoteError: No answer in time, a lost connection, the server's own error, or an answer that cannot be used.
+        """
+        return [self._predict_one(*pair) for pair in zip(observations, instructions, strict=True)]
+
+    def close(self) -> None:
+        """Close the connection; the next question makes a new one."""
+        self._connection = None
+        with contextlib.suppress(Exception):
+            self._open.close()
+
+    def __enter__(self) -> RemotePolicy:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def _predict_one(self, observation: Observation, instruction: str) -> ActionChunk:
+        self.spec.observation.check(observation.images, observation.state)
+        question = pack(self.keys.message(observation, instruction))
+        if self._connection is None:
+            self.metadata = self._connect()
+        started = time.monotonic()
+        try:
+            self._connection.send(question)
+            answer = unpack(self._connection.recv(timeout=self.answer_timeout_s))
+            return self._chunk(answer)
+        except TimeoutError as error:
+            self.close()
+            raise RemoteError(f"{self.url}: no answer within {self.answer_timeout_s:g} s; the connection is closed.") from error
+        except ActletError as error:
+            self.close()
+            raise RemoteError(f"{self.url}: {error}") from error
+        except Exception as error:  # websockets' own types, and the operating system's
+            self.close()
+            spent = time.monotonic() - started
+            raise RemoteError(f"{self.url}: the connection was lost after {spent:.1f} s ({type(error).__name__}: {error}).") from error
+
+    def _connect(self) -> dict[str, Any]:
+        try:
+            from websockets.sync.client import connect
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("websockets", "remote", "a policy over the network") from error
+        deadline = time.monotonic() + self.connect_timeout_s
+        try:
+            connection = self._open.enter_context(
+                connect(
+                    self.url,
+                    compression=None,
+                    max_size=self.largest_frame,
+                    additional_headers=self._headers,
+                    open_timeout=self.connect_timeout_s,
+                    close_timeout=_CLOSE_TIMEOUT_S,
+                    proxy=None,
+                )
+            )
+        except Exception as error:
+            what = str(error) or type(error).__name__
+            raise RemoteError(f"{self.url} cannot be reached: {what}. Is the server running, as in: actlet serve bundles/int8 ?") from error
+        self._connection = connection
+        try:
+            metadata = unpack(connection.recv(timeout=max(0.0, deadline - time.monotonic())))
+            theirs = _spec_in(metadata, self.url)
+            if self._wanted is not None and theirs is not None:
+                require_same(self._wanted, theirs, what=f"the robot and the policy at {self.url}")
+        except TimeoutError as error:
+            self.close()
+            raise RemoteError(
+                f"{self.url}: connected, but no metadata within {self.connect_timeout_s:g} s; is it an openpi server?"
+            ) from error
+        except ActletError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise RemoteError(f"{self.url}: the connection was lost before any metadata ({type(error).__name__}: {error}).") from error
+        if self._wanted is None:
+            self._wanted = theirs  # A server that is another one after a lost connection is refused.
+        return metadata
+
+    def _chunk(self, answer: dict[str, Any]) -> ActionChunk:
+        horizon, dim = self.spec.timing.horizon, self.spec.action.dim
+        actions = _floats(answer, "actions", (horizon, dim))
+        confidence = _floats(answer, "confidence", (horizon,)) if "confidence" in answer else np.ones(horizon, np.float32)
+        inside = np.clip(actions, np.asarray(self.spec.action.low, np.float32), np.asarray(self.spec.action.high, np.float32))
+        self.clipped += int((inside != actions).sum())
+        return ActionChunk(actions=inside, confidence=np.clip(confidence, 0.0, 1.0))
+
+
+def _spec_in(metadata: dict[str, Any], url: str) -> PolicySpec | None:
+    own = metadata.get(METADATA_KEY)
+    if not isinstance(own, dict) or "spec" not in own:
+        return None
+    return PolicySpec.from_dict(own["spec"], where=f"{url}: spec")
+
+
+def _floats(answer: dict[str, Any], key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    value = answer.get(key)
+    if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype.kind not in "fiu":
+        got = f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.80}"
+        raise RemoteError(f"{key!r} is {got}: expected numbers of shape {shape}; keys of the answer: {sorted(map(str, answer))}.")
+    if not np.isfinite(value).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+        raise RemoteError(f"{key}{list(where)} is {value[where]}: a value that is not finite; the chunk is refused.")
+    return value.astype(np.float32)

@@ -1,0 +1,317 @@
+"""A policy as a service for many robots: `actlet serve`, or `PolicyServer(policy)` from Python.
+
+It speaks openpi's websocket (`runtime.wires.openpi`), so openpi's own client and `runtime.remote_policy` can ask it. Questions that
+wait at the same moment are answered in one batch::
+
+    robot ─ question ─┐                          ┌─ answer ─▶ robot
+    robot ─ question ─┼─ waiting ─ batch ─ policy┼─ answer ─▶ robot        the policy runs in a thread of its own
+    robot ─ question ─┘                          └─ answer ─▶ robot
+
+A question that cannot be answered (a missing camera, another size) gets a text frame that says why, and its connection is closed, as
+upstream does; the other robots are not concerned. There is no authentication: keep the port inside the robot's own network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import http
+import importlib
+import logging
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actlet import __version__
+from actlet.errors import ActletError, CallerError, MissingExtraError
+from actlet.protocols import ActionChunk, Observation, Policy
+from runtime.opening import open_policy
+from runtime.remote_policy import METADATA_KEY
+from runtime.wires.openpi import ObservationKeys, pack, unpack
+
+__all__ = ["PolicyServer", "ServerConfig", "add_arguments", "run"]
+
+_STATUS_EVERY_S = 10.0
+_CLOSE_ERROR, _CLOSE_FULL = 1011, 1013
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Limits of a service."""
+
+    host: str = "127.0.0.1"
+    """Who may connect: this machine alone; "0.0.0.0" for the network."""
+    port: int = 8000
+    """0: any that is free."""
+    largest_batch: int = 16
+    """Questions that are answered at once."""
+    connections: int = 64
+    """Robots at once; one more is turned away."""
+    idle_timeout_s: float = 300.0
+    """A connection without a question for so long is closed."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.port <= 65535 and self.largest_batch >= 1 and self.connections >= 1 and self.idle_timeout_s > 0):
+            raise CallerError(f"{self}: expected a port of 0 .. 65535, and the others positive.")
+
+
+@dataclass
+class _Question:
+    observation: Observation
+    instruction: str
+    answer: asyncio.Future[tuple[ActionChunk, float, int]]
+
+
+class PolicyServer:
+    """A policy behind a websocket.
+
+    Args:
+        policy: Who answers; its `predict` is called from one thread only.
+        config: Address and limits.
+        keys: Names of an observation's parts in messages; `ObservationKeys.of` by default.
+
+    As a context manager it serves in a thread, for programs that do other things too::
+
+        with PolicyServer(policy, ServerConfig(port=0)) as server:
+            RemotePolicy(server.url)
+    """
+
+    def __init__(self, policy: Policy, config: ServerConfig | None = None, *, keys: ObservationKeys | None = None) -> None:
+        self.policy, self.config = policy, config or ServerConfig()
+        self.keys = keys or ObservationKeys.of(policy.spec.observation)
+        self.metadata = {METADATA_KEY: {"version": __version__, "spec": policy.spec.to_dict()}}
+        frames = sum(camera.height * camera.width * 3 for camera in policy.spec.observation.cameras)
+        self.largest_frame = 4 * (frames + 4 * policy.spec.observation.state_dim) + 65_536
+        """Bytes of a question; a larger one is refused unread. Four times what an observation takes, for clients that send floats."""
+        self.port = self.config.port
+        """The port in use, once it serves."""
+        self.answered = self.failed = self.batches = self.connected = 0
+        self._waiting: asyncio.Queue[_Question]
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="actlet-policy")
+        self._thread: threading.Thread | None = None
+        self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is reached from this machine, or from others where `host` allows."""
+        return f"ws://{'127.0.0.1' if self.config.host == '0.0.0.0' else self.config.host}:{self.port}"
+
+    async def serve(self, ready: threading.Event | None = None) -> None:
+        """Serve until `stop` is called.
+
+        Raises:
+            CallerError: The address cannot be used.
+            MissingExtraError: `websockets` or `msgpack` is not installed.
+        """
+        try:
+            from websockets.asyncio.server import serve
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("websockets", "remote", "serving a policy") from error
+        pack({})  # Finds a missing msgpack before the first robot does.
+        self._waiting, stop = asyncio.Queue(), asyncio.Event()
+        self._stop = (asyncio.get_running_loop(), stop)
+        worker = asyncio.create_task(self._answer_batches())
+        try:
+            async with serve(
+                self._converse,
+                self.config.host,
+                self.config.port,
+                compression=None,
+                max_size=self.largest_frame,
+                process_request=_health,
+                logger=logging.getLogger("actlet.serve.websockets"),
+            ) as listening:
+                self.port = int(next(iter(listening.sockets)).getsockname()[1])
+                if ready is not None:
+                    ready.set()
+                await stop.wait()
+        except OSError as error:
+            raise CallerError(
+                f"{self.config.host}:{self.config.port} cannot be served: {error.strerror or error}. Give another --port."
+            ) from error
+        finally:
+            worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await worker
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def stop(self) -> None:
+        """Let `serve` end; from any thread, any number of times."""
+        if self._stop is not None:
+            loop, event = self._stop
+            with contextlib.suppress(RuntimeError):  # The loop has ended by itself.
+                loop.call_soon_threadsafe(event.set)
+
+    def __enter__(self) -> PolicyServer:
+        ready = threading.Event()
+
+        def serve() -> None:
+            try:
+                asyncio.run(self.serve(ready))
+            except BaseException as error:
+                self._failure = error
+                ready.set()
+
+        self._thread = threading.Thread(target=serve, name="actlet-serve", daemon=True)
+        self._thread.start()
+        ready.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.stop()
+        if self._thread is not None:
+            self._thread.join(10.0)
+
+    async def _converse(self, connection: Any) -> None:
+        if self.connected >= self.config.connections:
+            await connection.close(_CLOSE_FULL, f"{self.config.connections} robots are connected already")
+            return
+        self.connected += 1
+        try:
+            await connection.send(pack(self.metadata))
+            previous_ms = None
+            while True:
+                frame = await asyncio.wait_for(connection.recv(), self.config.idle_timeout_s)
+                started = time.perf_counter()
+                reply = await self._reply(frame)
+                if isinstance(reply, str):
+                    await connection.send(reply)
+                    await connection.close(_CLOSE_ERROR, "the question cannot be answered")
+                    return
+                if previous_ms is not None:
+                    reply["server_timing"]["prev_total_ms"] = previous_ms
+                await connection.send(pack(reply))
+                previous_ms = 1e3 * (time.perf_counter() - started)
+        except asyncio.TimeoutError:
+            await connection.close(reason=f"no question for {self.config.idle_timeout_s:g} s")
+        except OSError:
+            pass
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "websockets":  # What websockets raises is a robot that went away.
+                raise
+        finally:
+            self.connected -= 1
+
+    async def _reply(self, frame: bytes | str) -> dict[str, Any] | str:
+        """The answer, or the text that says why there is none."""
+        try:
+            if isinstance(frame, str):
+                raise CallerError("a text frame: expected a binary one, a msgpack map.")
+            observation, instruction = self.keys.observation(unpack(frame), self.policy.spec.observation)
+            question = _Question(observation, instruction, asyncio.get_running_loop().create_future())
+            self._waiting.put_nowait(question)
+            chunk, infer_ms, batch = await question.answer
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # Whatever a policy raises is this robot's to hear, and not the others' end.
+            self.failed += 1
+            return str(error) if isinstance(error, ActletError) else f"{type(error).__name__}: {error}"
+        self.answered += 1
+        timing = {"infer_ms": infer_ms, "batch": batch}
+        return {
+            "actions": chunk.actions,
+            "confidence": chunk.confidence,
+            "state": observation.state,
+            "policy_timing": {"infer_ms": infer_ms},
+            "server_timing": timing,
+        }
+
+    async def _answer_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < self.config.largest_batch and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            for question, answer in zip(batch, await loop.run_in_executor(self._executor, self._predict, batch), strict=True):
+                if question.answer.done():  # The robot has gone.
+                    continue
+                if isinstance(answer, BaseException):
+                    question.answer.set_exception(answer)
+                else:
+                    question.answer.set_result(answer)
+            self.batches += 1
+
+    def _predict(self, batch: list[_Question]) -> list[tuple[ActionChunk, float, int] | Exception]:
+        """In the policy's thread. A batch that fails is asked one by one, so that one question cannot spoil the others."""
+        started = time.perf_counter()
+        try:
+            chunks = self.policy.predict([q.observation for q in batch], [q.instruction for q in batch])
+            if len(chunks) != len(batch):
+                raise ActletError(f"the policy gave {len(chunks)} chunks for {len(batch)} observations.")
+            for chunk in chunks:
+                if not np.isfinite(chunk.actions).all():
+                    raise ActletError("the policy answered with a value that is not finite; the chunk is refused.")
+        except Exception as error:
+            return [error] if len(batch) == 1 else [answer for question in batch for answer in self._predict([question])]
+        spent_ms = 1e3 * (time.perf_counter() - started)
+        return [(chunk, spent_ms, len(batch)) for chunk in chunks]
+
+
+def _health(connection: Any, request: Any) -> Any:
+    return connection.respond(http.HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `actlet serve`."""
+    parser.add_argument(
+        "policy", type=Path, nargs="?", help="folder of a bundle, a student or a teacher (default: the teacher that comes along)"
+    )
+    defaults = ServerConfig()
+    parser.add_argument("--host", default=defaults.host, help=f"address to serve on; 0.0.0.0 for the network (default: {defaults.host})")
+    parser.add_argument("--port", type=int, default=defaults.port, help=f"port, 0 for any free one (default: {defaults.port})")
+    parser.add_argument(
+        "--largest-batch", type=int, default=defaults.largest_batch, help=f"questions answered at once (default: {defaults.largest_batch})"
+    )
+    parser.add_argument("--connections", type=int, default=defaults.connections, help=f"robots at once (default: {defaults.connections})")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the policy (default: 1)")
+    parser.epilog = """\
+examples:
+  actlet serve                                    the teacher that comes along, for this machine alone
+  actlet serve bundles/int8 --host 0.0.0.0        a bundle, for the robots of this network (there is no password)
+  curl http://127.0.0.1:8000/healthz              is it up?
+  actlet run ws://10.0.0.2:8000 --task put        drive the simulated arm with a policy on another machine
+"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The verb `serve`."""
+    config = ServerConfig(
+        host=arguments.host, port=arguments.port, largest_batch=arguments.largest_batch, connections=arguments.connections
+    )
+    folder = arguments.policy or importlib.import_module("distill").shipped_teacher()
+    server = PolicyServer(open_policy(folder, arguments.threads), config)
+    return asyncio.run(_serve_until_signalled(server, str(folder)))
+
+
+async def _serve_until_signalled(server: PolicyServer, name: str) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, server.stop)
+    ready = threading.Event()
+    serving = asyncio.create_task(server.serve(ready))
+    told = -1
+    while not serving.done():
+        await asyncio.wait([serving], timeout=0.1 if not ready.is_set() else _STATUS_EVERY_S)
+        if ready.is_set() and told < 0:
+            print(f"{name} at {server.url}; stop with Ctrl-C", file=sys.stderr, flush=True)
+            told = 0
+        if server.answered + server.failed > max(told, 0):
+            told = server.answered + server.failed
+            mean = server.answered / max(1, server.batches)
+            print(
+                f"{server.connected} connected, {server.answered} answers, {mean:.1f} in a batch, {server.failed} refused",
+                file=sys.stderr,
+                flush=True,
+            )
+    await serving
+    return 0
