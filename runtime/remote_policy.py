@@ -66,6 +66,7 @@ class RemotePolicy:
         self.metadata = self._connect()
         theirs = _spec_in(self.metadata, url)
         if theirs is None and spec is None:
+            self.close()
             raise SpecError(
                 f"{url} does not say what it sees and commands (keys of its metadata: {sorted(map(str, self.metadata))}): give a spec."
             )
@@ -100,6 +101,7 @@ class RemotePolicy:
             self.metadata = self._connect()
         started = time.monotonic()
         try:
+            self._refuse_what_was_not_asked_for()
             self._connection.send(question)
             answer = unpack(self._connection.recv(timeout=self.answer_timeout_s))
             return self._chunk(answer)
@@ -113,6 +115,17 @@ class RemotePolicy:
             self.close()
             spent = time.monotonic() - started
             raise RemoteError(f"{self.url}: the connection was lost after {spent:.1f} s ({type(error).__name__}: {error}).") from error
+        except BaseException:  # Ctrl-C: the answer that is on its way must not become the next question's.
+            self.close()
+            raise
+
+    def _refuse_what_was_not_asked_for(self) -> None:
+        """A frame that is here before the question would be taken for its answer."""
+        try:
+            self._connection.recv(timeout=0)
+        except TimeoutError:
+            return
+        raise RemoteError("the server sent a frame that nothing was asked for; the connection is closed.")
 
     def _connect(self) -> dict[str, Any]:
         try:

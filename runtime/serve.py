@@ -252,7 +252,8 @@ class PolicyServer:
             for chunk in chunks:
                 if not np.isfinite(chunk.actions).all():
                     raise ActletError("the policy answered with a value that is not finite; the chunk is refused.")
-        except Exception as error:
+        except BaseException as caught:  # Whatever it raises must not end the thread that answers everybody.
+            error = caught if isinstance(caught, ActletError) else ActletError(f"{type(caught).__name__}: {caught}")
             return [error] if len(batch) == 1 else [answer for question in batch for answer in self._predict([question])]
         spent_ms = 1e3 * (time.perf_counter() - started)
         return [(chunk, spent_ms, len(batch)) for chunk in chunks]

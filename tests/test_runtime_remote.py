@@ -261,6 +261,59 @@ def test_a_server_that_hangs_is_given_up_and_its_late_answer_never_taken() -> No
         assert chunk.actions[0, 1] == pytest.approx(0.02)
 
 
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one() -> None:
+    """A server that answers twice: the second answer closes the connection, and the next question has a new one."""
+    asked = []
+
+    def converse(connection: Any) -> None:
+        connection.send(pack({}))
+        for frame in connection:
+            asked.append(float(unpack(frame)["observation/state"][0]))
+            for _ in range(2 if len(asked) == 1 else 1):
+                connection.send(pack({"actions": np.full((H, A), 0.01 * asked[-1])}))
+
+    def ask(number: float) -> float:
+        return float(remote.predict([Observation(observation().images, np.float32([number, 0, 0]))], ["put"])[0].actions[0, 1])
+
+    with foreign(converse) as url, RemotePolicy(url, TINY_SPEC, **PATIENT) as remote:
+        assert ask(1) == pytest.approx(0.01)
+        time.sleep(0.5)  # for the second answer to arrive
+        with pytest.raises(RemoteError, match="nothing was asked for"):
+            ask(2)
+        assert ask(3) == pytest.approx(0.03)
+
+
+def test_an_interrupted_question_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the answer is on its way: the connection is gone with it."""
+    with PolicyServer(Echo(), ANY_PORT) as server, RemotePolicy(server.url, **PATIENT) as remote:
+
+        def interrupted(frame: bytes) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("runtime.remote_policy.unpack", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                remote.predict([observation()], ["put"])
+        assert remote._connection is None
+        assert remote.predict([observation()], ["put"])[0].confidence[0] == 0.5
+
+
+@pytest.mark.parametrize("raised", [StopIteration, SystemExit])
+def test_whatever_a_policy_raises_the_service_goes_on(raised: type[BaseException]) -> None:
+    """Even what would end a thread is one robot's to hear."""
+
+    class Strange(Echo):
+        def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
+            if "strange" in instructions:
+                raise raised
+            return super().predict(observations, instructions)
+
+    with PolicyServer(Strange(), ANY_PORT) as server, RemotePolicy(server.url, **PATIENT) as remote:
+        with pytest.raises(RemoteError, match=raised.__name__):
+            remote.predict([observation()], ["strange"])
+        assert remote.predict([observation()], ["put"])[0].confidence[0] == 0.5
+
+
 def test_nobody_there_and_nobody_speaking() -> None:
     """A port where nothing listens, and a server that never sends its metadata: in words, within the time that was given."""
     with pytest.raises(RemoteError, match=r"cannot be reached.*actlet serve"):
