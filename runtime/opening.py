@@ -34,7 +34,8 @@ def kind_of(path: str | Path) -> str:
     if (path / MANIFEST_NAME).is_file():
         return "bundle"
     config = path / "config.json"
-    kind = read_json(config).get("kind") if config.is_file() else None
+    document = read_json(config) if config.is_file() else None
+    kind = document.get("kind") if isinstance(document, dict) else None
     if kind not in _CHECKPOINTS:
         what = "does not exist" if not path.exists() else f"holds neither {MANIFEST_NAME} nor a config.json of a student or teacher"
         raise CallerError(f"policy {path}: it {what}. Give the folder of a bundle, a student or a teacher.")

@@ -8,6 +8,8 @@ closed, so that a late answer can never be taken for the next one, and made anew
 from __future__ import annotations
 
 import contextlib
+import socket
+import struct
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,13 +37,13 @@ class RemotePolicy:
         spec: What the robot needs. None: what the server says of itself, which only `actlet serve` does.
         keys: Names of the observation's parts. None: those that the server says, or those of `actlet serve`.
         connect_timeout_s: For the connection and the server's first words.
-        answer_timeout_s: For one answer.
+        answer_timeout_s: For one answer, and for sending one question.
         largest_frame: Bytes of a message; a larger one is refused unread.
         api_key: Sent as the header "Authorization: Api-Key ...".
 
     Raises:
         RemoteError: It cannot be reached, or does not speak openpi.
-        SpecError: It says that it is another policy than `spec`, or says nothing and `spec` is None.
+        SpecError: It says that it is another policy than `spec`, or says nothing and `spec` is None; or `keys` leave something out.
         MissingExtraError: `websockets` or `msgpack` is not installed.
     """
 
@@ -72,6 +74,11 @@ class RemotePolicy:
             )
         self.spec: PolicySpec = spec or theirs  # type: ignore[assignment]
         self.keys = keys or ObservationKeys.of(self.spec.observation)
+        try:
+            self.keys.require_all(self.spec.observation)
+        except SpecError:
+            self.close()
+            raise
 
     def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
         """One chunk per observation, asked one after the other.
@@ -85,7 +92,7 @@ class RemotePolicy:
     def close(self) -> None:
         """Close the connection; the next question makes a new one."""
         self._connection = None
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # It is given up; that it does not say goodbye changes nothing.
             self._open.close()
 
     def __enter__(self) -> RemotePolicy:
@@ -149,6 +156,9 @@ class RemotePolicy:
             what = str(error) or type(error).__name__
             raise RemoteError(f"{self.url} cannot be reached: {what}. Is the server running, as in: actlet serve bundles/int8 ?") from error
         self._connection = connection
+        # Sending, too, must end: a server that stops reading fills the socket's buffer, and a large frame would wait for ever.
+        with contextlib.suppress(OSError):  # Closed by the server already: receiving says why.
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.answer_timeout_s))
         try:
             metadata = unpack(connection.recv(timeout=max(0.0, deadline - time.monotonic())))
             theirs = _spec_in(metadata, self.url)
@@ -176,6 +186,11 @@ class RemotePolicy:
         inside = np.clip(actions, np.asarray(self.spec.action.low, np.float32), np.asarray(self.spec.action.high, np.float32))
         self.clipped += int((inside != actions).sum())
         return ActionChunk(actions=inside, confidence=np.clip(confidence, 0.0, 1.0))
+
+
+def _timeval(seconds: float) -> bytes:
+    whole = int(seconds)
+    return struct.pack("ll", whole, max(1, int((seconds - whole) * 1e6)))
 
 
 def _spec_in(metadata: dict[str, Any], url: str) -> PolicySpec | None:

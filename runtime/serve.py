@@ -56,7 +56,7 @@ class ServerConfig:
     connections: int = 64
     """Robots at once; one more is turned away."""
     idle_timeout_s: float = 300.0
-    """A connection without a question for so long is closed."""
+    """A connection on which nothing is asked, or an answer is not read, for so long is closed."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.port <= 65535 and self.largest_batch >= 1 and self.connections >= 1 and self.idle_timeout_s > 0):
@@ -87,6 +87,7 @@ class PolicyServer:
     def __init__(self, policy: Policy, config: ServerConfig | None = None, *, keys: ObservationKeys | None = None) -> None:
         self.policy, self.config = policy, config or ServerConfig()
         self.keys = keys or ObservationKeys.of(policy.spec.observation)
+        self.keys.require_all(policy.spec.observation)
         self.metadata = {METADATA_KEY: {"version": __version__, "spec": policy.spec.to_dict()}}
         frames = sum(camera.height * camera.width * 3 for camera in policy.spec.observation.cameras)
         self.largest_frame = 4 * (frames + 4 * policy.spec.observation.state_dim) + 65_536
@@ -95,7 +96,7 @@ class PolicyServer:
         """The port in use, once it serves."""
         self.answered = self.failed = self.batches = self.connected = 0
         self._waiting: asyncio.Queue[_Question]
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="actlet-policy")
+        self._executor: ThreadPoolExecutor
         self._thread: threading.Thread | None = None
         self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._failure: BaseException | None = None
@@ -118,6 +119,7 @@ class PolicyServer:
             raise MissingExtraError("websockets", "remote", "serving a policy") from error
         pack({})  # Finds a missing msgpack before the first robot does.
         self._waiting, stop = asyncio.Queue(), asyncio.Event()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="actlet-policy")
         self._stop = (asyncio.get_running_loop(), stop)
         worker = asyncio.create_task(self._answer_batches())
         try:
@@ -191,12 +193,12 @@ class PolicyServer:
                     return
                 if previous_ms is not None:
                     reply["server_timing"]["prev_total_ms"] = previous_ms
-                await connection.send(pack(reply))
+                await asyncio.wait_for(connection.send(pack(reply)), self.config.idle_timeout_s)
                 previous_ms = 1e3 * (time.perf_counter() - started)
         except asyncio.TimeoutError:
-            await connection.close(reason=f"no question for {self.config.idle_timeout_s:g} s")
+            await connection.close(reason=f"nothing asked or read for {self.config.idle_timeout_s:g} s")
         except OSError:
-            pass
+            pass  # The robot went away.
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "websockets":  # What websockets raises is a robot that went away.
                 raise
@@ -212,8 +214,6 @@ class PolicyServer:
             question = _Question(observation, instruction, asyncio.get_running_loop().create_future())
             self._waiting.put_nowait(question)
             chunk, infer_ms, batch = await question.answer
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # Whatever a policy raises is this robot's to hear, and not the others' end.
             self.failed += 1
             return str(error) if isinstance(error, ActletError) else f"{type(error).__name__}: {error}"

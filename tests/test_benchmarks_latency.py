@@ -17,7 +17,6 @@ from actlet.specs import PolicySpec
 from benchmarks.arithmetic import count_graph
 from benchmarks.latency import LatencyConfig, measure_by_turns, measure_latency, peak_memory_bytes
 from benchmarks.policies import Contender, Sample, parse_contenders, samples_for
-from runtime.opening import kind_of, open_policy
 
 
 class Sleeper:
@@ -122,19 +121,6 @@ def test_the_graph_of_a_student_has_the_parameters_of_the_student(tiny_checkpoin
     student = load_student(tiny_checkpoint)
     kept = student.parameter_count - sum(weight.numel() for weight in student.waypoints.parameters())
     assert count_graph(tiny_float_bundle / "policy.onnx").parameters == pytest.approx(kept, rel=0.05)
-
-
-def test_kinds_of_policies_are_told_apart(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """By what is in the folder; anything else is refused."""
-    assert (kind_of(tiny_bundle), kind_of(tiny_checkpoint)) == ("bundle", "student")
-    with pytest.raises(CallerError, match=r"holds neither manifest\.json nor a config\.json"):
-        kind_of(tmp_path)
-
-
-def test_a_bundle_opens_as_a_policy(tiny_bundle: Path, samples: list[Sample]) -> None:
-    """And answers."""
-    policy = open_policy(tiny_bundle)
-    assert policy.predict([samples[0].observation], ["lift the cup"])[0].actions.shape == (6, 4)
 
 
 def test_contenders_have_names(tiny_bundle: Path) -> None:

@@ -314,6 +314,43 @@ def test_whatever_a_policy_raises_the_service_goes_on(raised: type[BaseException
         assert remote.predict([observation()], ["put"])[0].confidence[0] == 0.5
 
 
+def test_a_server_that_stops_reading_is_given_up_too() -> None:
+    """A question that does not fit into the socket's buffers must not be sent for ever."""
+    large = dataclasses.replace(
+        TINY_SPEC.observation, cameras=(dataclasses.replace(TINY_SPEC.observation.cameras[0], height=2000, width=3000),)
+    )
+    spec, done = dataclasses.replace(TINY_SPEC, observation=large), threading.Event()
+
+    def converse(connection: Any) -> None:
+        connection.send(pack({}))
+        connection.recv_messages.pause()  # what websockets does when its own buffer is full
+        done.wait(30)
+        connection.recv_messages.resume()
+
+    with foreign(converse) as url, RemotePolicy(url, spec, connect_timeout_s=30.0, answer_timeout_s=0.5) as remote:
+        with pytest.raises(RemoteError):
+            remote.predict([Observation({"front": np.zeros((2000, 3000, 3), np.uint8)}, np.zeros(3, np.float32))], ["put"])
+        assert remote._connection is None
+        done.set()
+
+
+def test_a_server_can_serve_again() -> None:
+    """Stopped and started, it answers."""
+    server = PolicyServer(Echo(), ANY_PORT)
+    for _ in range(2):
+        with server, RemotePolicy(server.url, **PATIENT) as remote:
+            assert remote.predict([observation()], ["put"])[0].confidence[0] == 0.5
+
+
+def test_names_that_leave_something_out_are_refused() -> None:
+    """A camera without a key, or two of three entries of the state: before any question, on both sides."""
+    for keys in (ObservationKeys(images={}, state={"s": 3}), ObservationKeys(images={"front": "f"}, state={"s": 2})):
+        with pytest.raises(SpecError, match="give every part a key"):
+            PolicyServer(Echo(), ANY_PORT, keys=keys)
+        with PolicyServer(Echo(), ANY_PORT) as server, pytest.raises(SpecError, match="give every part a key"):
+            RemotePolicy(server.url, keys=keys, **PATIENT)
+
+
 def test_nobody_there_and_nobody_speaking() -> None:
     """A port where nothing listens, and a server that never sends its metadata: in words, within the time that was given."""
     with pytest.raises(RemoteError, match=r"cannot be reached.*actlet serve"):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlet.errors import MissingExtraError, ObservationError, RemoteError
+from actlet.errors import MissingExtraError, ObservationError, RemoteError, SpecError
 from actlet.protocols import Observation
 from actlet.specs import ObservationSpec
 
@@ -88,11 +88,11 @@ def _unpack_array(value: dict[Any, Any]) -> Any:
 def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
     name = value.get(b"dtype")
     try:
-        dtype = np.dtype(name) if isinstance(name, str) else None
+        dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 8 else None
     except (TypeError, ValueError, SyntaxError):
         dtype = None
     if dtype is None or dtype.kind not in _KINDS or dtype.shape:
-        raise RemoteError(f"an array's dtype is {name!r}: expected booleans, integers or floats, as in '<f4'.")
+        raise RemoteError(f"an array's dtype is {name!r:.40}: expected booleans, integers or floats, as in '<f4'.")
     return dtype
 
 
@@ -124,6 +124,19 @@ class ObservationKeys:
         return cls(
             images={camera.name: f"observation/{camera.name}" for camera in spec.cameras}, state={"observation/state": spec.state_dim}
         )
+
+    def require_all(self, spec: ObservationSpec) -> None:
+        """Refuse names that leave a camera or a part of the state out, or name what is not there.
+
+        Raises:
+            SpecError: They do.
+        """
+        cameras = {camera.name for camera in spec.cameras}
+        if set(self.images) != cameras or sum(self.state.values()) != spec.state_dim:
+            raise SpecError(
+                f"observation keys: cameras {sorted(self.images)} and {sum(self.state.values())} entries of state; "
+                f"expected cameras {sorted(cameras)} and {spec.state_dim} entries: give every part a key."
+            )
 
     def message(self, observation: Observation, instruction: str) -> dict[str, Any]:
         """An observation as a message."""
