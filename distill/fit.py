@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from actlet.errors import SpecError
@@ -86,7 +86,7 @@ def fit(
         kind = Muon if group.pop("muon", False) else torch.optim.AdamW
         by_optimizer.setdefault(kind, []).append({"lr_scale": 1.0, **group})
     optimizers = [kind(own, lr=config.learning_rate, weight_decay=config.weight_decay) for kind, own in by_optimizer.items()]  # type: ignore[call-arg]
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay), use_buffers=True)
+    average = AveragedModel(module.to(accelerator.device), multi_avg_fn=_moving_average(config.average_decay), use_buffers=True)
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
     accelerator.register_for_checkpointing(average)
     first = _resume(accelerator, state_folder, log_file)
@@ -105,7 +105,7 @@ def fit(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         decay = min(config.average_decay, (1 + step) / (10 + step))  # so that a short run forgets where it began
-        average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        average.multi_avg_fn = _moving_average(decay)
         average.update_parameters(accelerator.unwrap_model(prepared))
         progress.update()
         if step % 20 == 0 and accelerator.is_main_process:
@@ -138,6 +138,18 @@ def work_folder(out: Path, arguments: dict[str, Any]) -> Path:
 def _learning_rate(step: int, config: FitConfig) -> float:
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+
+
+def _moving_average(decay: float) -> Callable[..., None]:
+    @torch.no_grad()
+    def update(averages: Any, current: Any, _: Any) -> None:
+        if torch.is_floating_point(averages[0]):
+            torch._foreach_lerp_(averages, current, 1 - decay)
+            return
+        for average, value in zip(averages, current, strict=True):  # ids, flags and weights in 4 bits have no mean
+            average.copy_(value)
+
+    return update
 
 
 def _save(accelerator: Accelerator, folder: Path, step: int) -> None:

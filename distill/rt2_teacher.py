@@ -1,4 +1,4 @@
-"""The teacher in RT-2's form: a vision-language model that answers with action tokens, one at a time.
+"""The teacher in RT-2's form: a vision-language model that answers with words, or with action tokens, one at a time.
 
     "Q: what action should the robot take to put the red block on the yellow plate?"      (text, once per instruction)
       └─ frozen language features, standardised ─ condition c of the vision
@@ -6,10 +6,17 @@
     state ─ linear ───────────────────────────────────────────┴─ scene vector ─ T scene tokens
     [text] [scene tokens] [" A:"] ─ SmolLM2 layers with LoRA ─ a0 ─ a1 ─ ... ─ a7           (8 tokens, causal)
 
-The K = 256 action tokens overwrite the least used words of the vocabulary, and decoding is constrained to them: the
-output is a softmax over their K embeddings (tied, as the language model ties its own), so a word can never become a
-motion. A continuous token is decoded as the expectation over its bins, rounded to a bin, and that bin's token is what
-the next one sees; a binary one as the more probable half, terminate only where it is nearly certain.
+The K = 256 action tokens overwrite words of the vocabulary, and decoding is constrained to them: the output is a softmax
+over their K embeddings (tied, as the language model ties its own), so a word can never become a motion. A continuous
+token is decoded as the expectation over its bins, rounded to a bin, and that bin's token is what the next one sees; a
+binary one as the more probable half, terminate only where it is nearly certain.
+
+The same network answers in words, where action tokens are what cannot come out. Two uses: questions about pictures of the
+web, which training mixes with the robot's data (co-fine-tuning), and a plan before the action::
+
+    " A:"  a0 .. a7                                                          an action
+    " A:"  teal <end>                                                        a question's answer
+    " A:"  " Plan:" carry the red block to the plate <end> " Action:" a0 .. a7    an action with its plan
 
 After Brohan et al. 2023 (RT-2). Differences: text comes before the pictures, so that its keys and values are computed
 once per instruction; the pictures are read in the light of the instruction and summed up in a few tokens, as in RT-1;
@@ -33,19 +40,22 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from actlet.action_tokens import ActionTokenizer, ActionVocabulary
-from actlet.errors import CheckpointError
+from actlet.errors import CheckpointError, SpecError
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
 from actlet.storage import read_json, sha256, write_bytes, write_json
-from distill.backbones import VISION_CHANNELS, VisionFeatures, load_language_model
-from distill.film_cnn import FilmBlock, FilmTrunk
+from distill.backbones import VisionFeatures, load_language_model, quantize_linears
 from distill.student import flag_thresholds, ordinal_embedding
+from distill.teacher_parts import CameraVision, Prefix, Reading, Text, TextCondition, Words
 
-__all__ = ["Rt2Teacher", "TeacherConfig", "load_teacher", "save_teacher"]
+__all__ = ["Decision", "Decoding", "Rt2Teacher", "TeacherConfig", "load_teacher", "save_teacher"]
 
 SCHEMA_VERSION = 1
 PROMPT = "Q: what action should the robot take to {instruction}?"
-ANSWER = " A:"
+QUESTION = "Q: {question}"
+ANSWER, PLAN, ACTION = " A:", " Plan:", " Action:"
+VOCABULARIES = ("least-used", "integers", "last")
+GREY = 128  # What a camera sees that has no picture.
 _PREFIXES_KEPT = 64  # a prefix of 20 tokens takes 0.3 MB
 
 
@@ -65,10 +75,50 @@ class TeacherConfig:
     """Share of what the scene vector is made of that is switched off in training."""
     scene_tokens: int = 4
     """T, tokens that the scene vector is shown to the language model as."""
+    vocabulary: str = "least-used"
+    """Which tokens mean actions: the "least-used" of the training texts (RT-2 on PaLM-E), the "integers" (RT-2 on PaLI-X; a vocabulary
+    that splits digits has none), or the "last" ids (OpenVLA)."""
+    pretrained: bool = True
+    """False: language model and vision begin at random and learn everything, as in RT-2's ablation. Only the words' embeddings stay as
+    they were drawn, so that the condition of the vision keeps its meaning."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "blocks", tuple(self.blocks))
+        if self.vocabulary not in VOCABULARIES:
+            raise SpecError(f"action vocabulary {self.vocabulary!r}, expected one of {VOCABULARIES}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are decoded."""
+
+    plan: bool = False
+    """Say a plan in words before the action tokens."""
+    max_words: int = 16
+    """Tokens of a plan or an answer, at most."""
+    sample: bool = False
+    """Draw each token from its distribution in place of taking its expectation (or, of a flag, the more probable half)."""
+    temperature: float = 1.0
+    """Of the distributions that are drawn from; those that are returned are at 1."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        if self.max_words < 1 or self.temperature <= 0:
+            raise SpecError(f"decoding: max_words {self.max_words}, temperature {self.temperature}: both must be positive.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What was decoded for B observations."""
+
+    probabilities: NDArray[np.float32]
+    """(B, A, K): the distribution of each token, given those before it."""
+    bins: NDArray[np.int64]
+    """(B, A): the tokens that were emitted."""
+    plans: list[str]
+    """(B,): what was said before, empty without a plan."""
 
 
 class Rt2Teacher(nn.Module):
@@ -77,11 +127,13 @@ class Rt2Teacher(nn.Module):
     Args:
         spec: What it sees and commands; its horizon is 1.
         tokenizer: Bounds of the bins.
-        vocabulary_ids: int64 (K,), the token ids that mean actions; the least used of `corpus` when None.
+        vocabulary_ids: int64 (K,), the token ids that mean actions; by `config.vocabulary` when None.
         config: The shape of the network.
-        corpus: The training instructions: their words keep their meaning, their features are what is standardised over.
+        corpus: The training instructions: their features are what is standardised over.
+        other_texts: What else is read or said in training. The words of both keep their meaning.
         state_mean: float32 (S,) of the training data.
         state_std: float32 (S,) of the training data.
+        load: "fp32", or "int8" or "nf4": the frozen language model in 8 or 4 bits (bitsandbytes), under an adapter in float32.
     """
 
     def __init__(
@@ -92,29 +144,25 @@ class Rt2Teacher(nn.Module):
         config: TeacherConfig | None = None,
         *,
         corpus: Sequence[str] = (),
+        other_texts: Sequence[str] = (),
         state_mean: NDArray[np.float32] | None = None,
         state_std: NDArray[np.float32] | None = None,
+        load: str = "fp32",
     ) -> None:
-        # peft imports bitsandbytes, which warns that a faster kernel could be fetched from a hub; nothing here runs in 4 bits.
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-        from peft import LoraConfig, inject_adapter_in_model
-
         super().__init__()
-        self.spec, self.tokenizer, self.config = spec, tokenizer, config or TeacherConfig()
+        self.spec, self.tokenizer, self.config, self.load = spec, tokenizer, config or TeacherConfig(), load
+        self.decoding = Decoding()
         c = self.config
-        language, self._text_tokenizer = load_language_model(c.layers)
+        language, self._text_tokenizer = load_language_model(c.layers, pretrained=c.pretrained)
         width = language.config.hidden_size
-        ids = _least_used_ids(self._text_tokenizer, corpus, tokenizer.bins) if vocabulary_ids is None else vocabulary_ids
-        self.vocabulary = ActionVocabulary(ids, language.config.vocab_size)
-        lora = LoraConfig(
-            r=c.lora_rank,
-            lora_alpha=2 * c.lora_rank,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        )
-        self.language = inject_adapter_in_model(lora, language)
-        self.features = VisionFeatures()
-        self.vision = nn.ModuleList(_CameraVision(c) for _ in spec.observation.cameras)
-        self.text_condition = _TextCondition(width, c.condition_dim)
+        if vocabulary_ids is None:
+            said = [*(PROMPT.format(instruction=line) for line in corpus), *other_texts, ANSWER, PLAN, ACTION]
+            vocabulary_ids = _action_ids(c.vocabulary, self._text_tokenizer, said, tokenizer.bins)
+        self.vocabulary = ActionVocabulary(vocabulary_ids, language.config.vocab_size)
+        self.language = self._adapt(language)
+        self.features = VisionFeatures(pretrained=c.pretrained)
+        self.vision = nn.ModuleList(CameraVision(c) for _ in spec.observation.cameras)
+        self.text_condition = TextCondition(width, c.condition_dim)
         state_dim = spec.observation.state_dim
         self.state_layer = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU())
         joint = sum(camera.features_out for camera in self.vision) + 64 + c.condition_dim
@@ -129,33 +177,51 @@ class Rt2Teacher(nn.Module):
         self.register_buffer("state_std", torch.as_tensor(np.ones(state_dim) if state_std is None else state_std, dtype=torch.float32))
         self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
         self.register_buffer("thresholds", flag_thresholds(spec.action), persistent=False)
-        self.register_buffer("answer_ids", torch.tensor(self._text_tokenizer(ANSWER)["input_ids"]), persistent=False)
-        self._texts: dict[str, _Text] = {}
+        for name, text in (("answer_ids", ANSWER), ("plan_ids", PLAN), ("action_ids", ACTION)):
+            self.register_buffer(name, torch.tensor(self._text_tokenizer(text)["input_ids"]), persistent=False)
+        self.register_buffer("overwritten", torch.from_numpy(self.vocabulary.ids), persistent=False)
+        self._texts: dict[str, Text] = {}
         self._prefixes: dict[tuple[str, ...], tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]] = {}
+        self._draws: torch.Generator | None = None
         self.content_hash = ""
         """SHA-256 of the checkpoint's weights, empty before it is loaded from one."""
         if corpus:
-            text = self.texts(sorted(set(corpus)))
+            text = self.texts([PROMPT.format(instruction=line) for line in sorted(set(corpus))])
             self.text_condition.fit(self.text_condition.features(text, self.language.embed_tokens(text.ids)))
+
+    def _adapt(self, language: Any) -> Any:
+        if not self.config.pretrained:
+            return language  # all of it learns
+        # peft imports bitsandbytes, which warns that a faster kernel could be fetched from a hub.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+        from peft import LoraConfig, inject_adapter_in_model
+
+        lora = LoraConfig(
+            r=self.config.lora_rank,
+            lora_alpha=2 * self.config.lora_rank,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        )
+        return inject_adapter_in_model(lora, quantize_linears(language, self.load))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.action_tokens.device
 
     # -- what is computed once per instruction ------------------------------------------------------------------------
 
-    def texts(self, instructions: Sequence[str]) -> _Text:
-        """Token ids and frozen language features of a batch of instructions, padded on the right; cached per instruction."""
-        for instruction in dict.fromkeys(instructions):
-            if instruction not in self._texts:
-                ids = torch.tensor([self._text_tokenizer(PROMPT.format(instruction=instruction))["input_ids"]])
+    def texts(self, prompts: Sequence[str]) -> Text:
+        """Token ids and frozen language features of a batch of prompts, padded on the right; cached per prompt."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._texts:
+                ids = torch.tensor([self._text_tokenizer(prompt)["input_ids"]], device=self.device)
                 with torch.inference_mode(False), torch.no_grad(), self._without_adapter():
-                    hidden = self.language(inputs_embeds=self.language.embed_tokens(ids), use_cache=False).last_hidden_state
-                self._texts[instruction] = _Text(ids, hidden, torch.ones_like(ids))
-        rows = [self._texts[instruction] for instruction in instructions]
-        length = max(row.ids.shape[1] for row in rows)
-        pad = [(0, length - row.ids.shape[1]) for row in rows]
-        return _Text(
-            torch.cat([nn.functional.pad(row.ids, p) for row, p in zip(rows, pad, strict=True)]),
-            torch.cat([nn.functional.pad(row.hidden, (0, 0, *p)) for row, p in zip(rows, pad, strict=True)]),
-            torch.cat([nn.functional.pad(row.mask, p) for row, p in zip(rows, pad, strict=True)]),
-        )
+                    embedded = self.language.embed_tokens(ids)
+                    hidden = torch.zeros_like(embedded)
+                    if self.config.pretrained:
+                        hidden = self.language(inputs_embeds=embedded, use_cache=False).last_hidden_state
+                self._texts[prompt] = Text(ids, hidden, torch.ones_like(ids))
+        return Text.join([self._texts[prompt] for prompt in prompts])
 
     @contextlib.contextmanager
     def _without_adapter(self) -> Iterator[None]:
@@ -172,18 +238,41 @@ class Rt2Teacher(nn.Module):
                 module.merge() if merged else None
 
     def _adapted(self) -> list[Any]:
+        if not self.config.pretrained:
+            return []
         from peft.tuners.lora import LoraLayer
 
         return [module for module in self.language.modules() if isinstance(module, LoraLayer)]
 
     def merge_adapter(self) -> Rt2Teacher:
-        """Add the adapter to the weights that it adapts: the same answers in less time, no more training."""
-        for module in self._adapted():
+        """Add the adapter to the weights that it adapts: the same answers in less time, no more training. In 8 or 4 bits it stays apart."""
+        for module in self._adapted() if self.load == "fp32" else ():
             module.merge()
         self._prefixes.clear()
         return self.eval()
 
+    def words(self, answers: Sequence[str]) -> Words:
+        """Answers as token ids, each with a space before and the end after.
+
+        Raises:
+            SpecError: One of them holds a word whose token means an action now.
+        """
+        rows = [self._text_tokenizer(" " + answer)["input_ids"] for answer in answers]
+        taken = set(self.vocabulary.ids.tolist())
+        for answer, row in zip(answers, rows, strict=True):
+            if taken & set(row):
+                raise SpecError(
+                    f"answer {answer!r}: one of its words lost its token to an action. "
+                    "Name the text among `other_texts` when the teacher is made, so that its words keep their tokens."
+                )
+        return Words.of(rows, self._text_tokenizer.eos_token_id, self.device)
+
     # -- the network --------------------------------------------------------------------------------------------------
+
+    def look(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, h, w, 3) of one camera -> the maps that `see` takes."""
+        maps: tuple[Tensor, Tensor] = self.features(frames.to(self.device))
+        return maps
 
     def see(self, maps: Sequence[tuple[Tensor, Tensor]], state: Tensor, condition: Tensor) -> Tensor:
         """Frozen maps of each camera, state (B, S), condition (B, D) -> scene vector (B, F)."""
@@ -192,7 +281,7 @@ class Rt2Teacher(nn.Module):
         scene: Tensor = self.mix(self.dropout(torch.cat([*seen, own, condition], dim=1)))
         return scene
 
-    def condition(self, text: _Text) -> Tensor:
+    def condition(self, text: Text) -> Tensor:
         """(U, D): what the vision is told about each instruction."""
         with torch.no_grad():
             features = self.text_condition.features(text, self.language.embed_tokens(text.ids))
@@ -200,54 +289,91 @@ class Rt2Teacher(nn.Module):
         return condition
 
     def forward(
-        self, maps: Sequence[tuple[Tensor, Tensor]], state: Tensor, instructions: Sequence[str], which: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        maps: Sequence[tuple[Tensor, Tensor]],
+        state: Tensor,
+        prompts: Sequence[str],
+        which: Tensor,
+        tokens: Tensor | None = None,
+        words: Words | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Teacher-forced logits, for training.
 
         Args:
             maps: Frozen vision maps of each camera, batch B.
             state: (B, S), physical units.
-            instructions: U different instructions.
-            which: int64 (B,), the instruction of each row.
-            tokens: int64 (B, A), the true bins; token d is predicted from tokens 0 .. d-1.
+            prompts: U different ones.
+            which: int64 (B,), the prompt of each row.
+            tokens: int64 (B, A), the true bins; token d is predicted from tokens 0 .. d-1. None for a question of the web.
+            words: The answer, or with `tokens` the plan, of each row.
 
         Returns:
-            logits (B, A, K), scene vector (B, F).
+            logits of action tokens (B, A, K) or None, of words (B, W, V) or None, scene vector (B, F).
         """
-        text = self.texts(instructions)
+        text = self.texts(prompts)
         scene = self.see(maps, state, self.condition(text)[which])
-        prefix = self._prefix(text, which)
-        embedded = torch.cat([self._prompt(scene), self.action_tokens[tokens[:, :-1]]], dim=1)
-        hidden = self._continue(prefix, embedded)
-        return self._logits(hidden[:, -tokens.shape[1] :]), scene
+        return *self.answer_logits(self.read(text), which, scene, tokens, words), scene
+
+    def read(self, text: Text) -> Reading:
+        """The language model's keys and values of U prompts: what is read once, whatever the number of pictures."""
+        output = self.language(inputs_embeds=self.language.embed_tokens(text.ids), attention_mask=text.mask, use_cache=True)
+        return [(layer.keys, layer.values) for layer in output.past_key_values.layers], text.mask
+
+    def answer_logits(
+        self, reading: Reading, which: Tensor, scene: Tensor, tokens: Tensor | None, words: Words | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of `forward`, what comes after seeing: logits of action tokens (B, A, K) and of words (B, W, V), each None where there are none."""
+        prefix = Prefix.of(*reading, which)
+        parts = [self._prompt(scene)]
+        mask = [prefix.mask.new_ones(parts[0].shape[:2])]
+        spoken = acted = slice(0)
+
+        def append(part: Tensor, counted: Tensor | None = None) -> None:
+            parts.append(part)
+            mask.append(prefix.mask.new_ones(part.shape[:2]) if counted is None else counted)
+
+        def last() -> int:
+            return sum(part.shape[1] for part in parts) - 1
+
+        if words is not None:
+            if tokens is not None:
+                append(self._embed(self.plan_ids, len(scene)))
+            spoken = slice(last(), last() + words.ids.shape[1])
+            append(self.language.embed_tokens(words.ids), words.mask)
+            if tokens is not None:
+                append(self._embed(self.action_ids, len(scene)))
+        if tokens is not None:
+            acted = slice(last(), last() + tokens.shape[1])
+            append(self.action_tokens[tokens[:, :-1]])
+        hidden = self._continue(prefix, torch.cat(parts, dim=1), torch.cat(mask, dim=1))
+        return (
+            None if tokens is None else self._logits(hidden[:, acted]),
+            None if words is None else self._word_logits(hidden[:, spoken]),
+        )
+
+    def _embed(self, ids: Tensor, count: int) -> Tensor:
+        embedded: Tensor = self.language.embed_tokens(ids)[None].expand(count, -1, -1)
+        return embedded
 
     def _prompt(self, scene: Tensor) -> Tensor:
         tokens = self.scene_tokens(scene).unflatten(1, (self.config.scene_tokens, -1))  # (B, T, width)
-        answer = self.language.embed_tokens(self.answer_ids)[None].expand(len(scene), -1, -1)
-        return torch.cat([tokens, answer], dim=1)
+        return torch.cat([tokens, self._embed(self.answer_ids, len(scene))], dim=1)
 
-    def _prefix(self, text: _Text, which: Tensor) -> _Prefix:
-        """Keys and values of the text, one copy for each row."""
-        output = self.language(inputs_embeds=self.language.embed_tokens(text.ids), attention_mask=text.mask, use_cache=True)
-        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
-        return _Prefix.of(layers, text.mask, which)
-
-    def _known_prefix(self, instructions: tuple[str, ...], which: Tensor) -> tuple[_Prefix, Tensor]:
-        """The same for inference, computed once per set of instructions; and the vision's condition of each instruction."""
-        if instructions not in self._prefixes:
-            text = self.texts(instructions)
-            output = self.language(inputs_embeds=self.language.embed_tokens(text.ids), attention_mask=text.mask, use_cache=True)
+    def _known_prefix(self, prompts: tuple[str, ...], which: Tensor) -> tuple[Prefix, Tensor]:
+        """For inference: keys and values computed once per set of prompts; and the vision's condition of each prompt."""
+        if prompts not in self._prefixes:
+            text = self.texts(prompts)
             if len(self._prefixes) >= _PREFIXES_KEPT:
                 self._prefixes.pop(next(iter(self._prefixes)))
-            layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
-            self._prefixes[instructions] = (layers, text.mask, self.condition(text))
-        layers, mask, condition = self._prefixes[instructions]
-        return _Prefix.of(layers, mask, which), condition[which]
+            self._prefixes[prompts] = (*self.read(text), self.condition(text))
+        layers, mask, condition = self._prefixes[prompts]
+        return Prefix.of(layers, mask, which), condition[which]
 
-    def _continue(self, prefix: _Prefix, embedded: Tensor) -> Tensor:
-        batch, new = embedded.shape[:2]
-        mask = torch.cat([prefix.mask, prefix.mask.new_ones(batch, new)], dim=1)
-        positions = (mask.cumsum(1) - 1)[:, -new:]
+    def _continue(self, prefix: Prefix, embedded: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Hidden states (B, n, width) of n more places, of which those with `counted` 0 are padding."""
+        counted = prefix.mask.new_ones(embedded.shape[:2]) if counted is None else counted
+        mask = torch.cat([prefix.mask, counted], dim=1)
+        positions = (mask.cumsum(1) - 1)[:, -embedded.shape[1] :].clamp(min=0)
         output = self.language(
             inputs_embeds=embedded, attention_mask=mask, position_ids=positions, past_key_values=prefix.cache, use_cache=True
         )
@@ -258,25 +384,80 @@ class Rt2Teacher(nn.Module):
     def _logits(self, hidden: Tensor) -> Tensor:
         return torch.matmul(hidden, self.action_tokens.T) * self.output_scale
 
+    def _word_logits(self, hidden: Tensor) -> Tensor:
+        logits = torch.matmul(hidden, self.language.embed_tokens.weight.T) * self.output_scale
+        return logits.index_fill(-1, self.overwritten, float("-inf"))
+
     # -- decoding -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def action_distribution(self, observations: Sequence[Observation], instructions: Sequence[str]) -> NDArray[np.float32]:
-        """float32 (B, A, K): decode token by token, each from the tokens decoded before it; see `actlet.protocols.Teacher`."""
-        self.eval()
-        state = torch.from_numpy(np.stack([o.state for o in observations]).astype(np.float32))
-        maps = [self.features(torch.from_numpy(np.stack([o.images[c.name] for o in observations]))) for c in self.spec.observation.cameras]
-        unique = list(dict.fromkeys(instructions))
-        which = torch.tensor([unique.index(instruction) for instruction in instructions])
-        prefix, condition = self._known_prefix(tuple(unique), which)
-        hidden = self._continue(prefix, self._prompt(self.see(maps, state, condition)))[:, -1:]
-        answers = []
+    def decide(self, observations: Sequence[Observation], instructions: Sequence[str], decoding: Decoding | None = None) -> Decision:
+        """Decode an action for each observation, token by token, each from the tokens decoded before it.
+
+        Args:
+            observations: B.
+            instructions: B.
+            decoding: How; `self.decoding` when None.
+        """
+        how = decoding or self.decoding
+        prefix, hidden = self._begin(observations, [PROMPT.format(instruction=line) for line in instructions])
+        plans = [""] * len(observations)
+        if how.plan:
+            hidden = self._continue(prefix, self._embed(self.plan_ids, len(observations)))
+            plans = self._speak(prefix, hidden, how.max_words)
+            hidden = self._continue(prefix, self._embed(self.action_ids, len(observations)))
+        hidden = hidden[:, -1:]
+        answers, emitted = [], []
         for dimension in range(self.spec.action.dim):
-            probabilities = torch.softmax(self._logits(hidden)[:, 0], dim=-1)  # (B, K)
-            answers.append(probabilities)
+            logits = self._logits(hidden)[:, 0]
+            answers.append(torch.softmax(logits, dim=-1))  # (B, K)
+            emitted.append(self._draw(logits, how) if how.sample else self._choose(answers[-1], dimension))
             if dimension + 1 < self.spec.action.dim:
-                hidden = self._continue(prefix, self.action_tokens[self._choose(probabilities, dimension)][:, None])
-        return torch.stack(answers, dim=1).numpy()
+                hidden = self._continue(prefix, self.action_tokens[emitted[-1]][:, None])
+        return Decision(torch.stack(answers, dim=1).cpu().numpy(), torch.stack(emitted, dim=1).cpu().numpy(), plans)
+
+    def action_distribution(self, observations: Sequence[Observation], instructions: Sequence[str]) -> NDArray[np.float32]:
+        """float32 (B, A, K); see `actlet.protocols.Teacher`."""
+        return self.decide(observations, instructions).probabilities
+
+    @torch.inference_mode()
+    def answer(self, pictures: NDArray[np.uint8], questions: Sequence[str], max_words: int = 8) -> list[str]:
+        """Answer questions about pictures in words.
+
+        Args:
+            pictures: uint8 (B, h, w, 3), of the first camera's size; the other cameras see grey, the state is the training data's mean.
+            questions: B.
+            max_words: Tokens of an answer, at most.
+        """
+        first, *others = self.spec.observation.cameras
+        state = self.state_mean.cpu().numpy()
+        grey = {c.name: np.full((c.height, c.width, 3), GREY, np.uint8) for c in others}
+        seen = [Observation({first.name: picture, **grey}, state) for picture in pictures]
+        prefix, hidden = self._begin(seen, [QUESTION.format(question=question) for question in questions])
+        return self._speak(prefix, hidden, max_words)
+
+    def _begin(self, observations: Sequence[Observation], prompts: Sequence[str]) -> tuple[Prefix, Tensor]:
+        """Look and read, up to " A:"."""
+        self.eval()
+        state = torch.from_numpy(np.stack([o.state for o in observations]).astype(np.float32)).to(self.device)
+        maps = [self.look(torch.from_numpy(np.stack([o.images[c.name] for o in observations]))) for c in self.spec.observation.cameras]
+        unique = list(dict.fromkeys(prompts))
+        which = torch.tensor([unique.index(prompt) for prompt in prompts], device=self.device)
+        prefix, condition = self._known_prefix(tuple(unique), which)
+        return prefix, self._continue(prefix, self._prompt(self.see(maps, state, condition)))
+
+    def _speak(self, prefix: Prefix, hidden: Tensor, max_words: int) -> list[str]:
+        """Words, the most probable one by one, until each row has said its end; never an action token."""
+        end = self._text_tokenizer.eos_token_id
+        said, going = [], torch.ones(len(hidden), dtype=prefix.mask.dtype, device=self.device)
+        for _ in range(max_words):
+            chosen = self._word_logits(hidden[:, -1]).argmax(-1)
+            said.append(torch.where(going > 0, chosen, end))
+            hidden = self._continue(prefix, self.language.embed_tokens(said[-1])[:, None], going[:, None])
+            going = going * (chosen != end)
+            if not going.any():
+                break
+        return [self._text_tokenizer.decode(row, skip_special_tokens=True).strip() for row in torch.stack(said, dim=1).tolist()]
 
     @torch.inference_mode()
     def scene_vectors(self, observations: Sequence[Observation], instructions: Sequence[Sequence[str]]) -> NDArray[np.float32]:
@@ -287,116 +468,69 @@ class Rt2Teacher(nn.Module):
         self.eval()
         vectors = []
         for observation, lines in zip(observations, instructions, strict=True):
-            maps = [self.features(torch.from_numpy(observation.images[c.name][None])) for c in self.spec.observation.cameras]
+            maps = [self.look(torch.from_numpy(observation.images[c.name][None])) for c in self.spec.observation.cameras]
             shared = [(fine.expand(len(lines), -1, -1, -1), coarse.expand(len(lines), -1, -1, -1)) for fine, coarse in maps]
-            state = torch.from_numpy(observation.state.astype(np.float32)).expand(len(lines), -1)
-            vectors.append(self.see(shared, state, self.condition(self.texts(lines))))
-        return torch.cat(vectors).numpy()
+            state = torch.from_numpy(observation.state.astype(np.float32)).to(self.device).expand(len(lines), -1)
+            condition = self.condition(self.texts([PROMPT.format(instruction=line) for line in lines]))
+            vectors.append(self.see(shared, state, condition))
+        return torch.cat(vectors).cpu().numpy()
 
     def _choose(self, probabilities: Tensor, dimension: int) -> Tensor:
         """(B, K) -> int64 (B,): the bin that is emitted."""
         bins = probabilities.shape[-1]
-        expectation = (probabilities * torch.arange(bins)).sum(-1)
+        expectation = (probabilities * torch.arange(bins, device=probabilities.device)).sum(-1)
         if self.is_binary[dimension]:
             return torch.where(expectation > self.thresholds[dimension] * (bins - 1), bins - 1, 0)
         return expectation.round().long()
 
+    def _draw(self, logits: Tensor, how: Decoding) -> Tensor:
+        if self._draws is None or self._draws.initial_seed() != how.seed:
+            self._draws = torch.Generator().manual_seed(how.seed)
+        drawn = torch.multinomial(torch.softmax(logits.float() / how.temperature, dim=-1).cpu(), 1, generator=self._draws)
+        return drawn[:, 0].to(logits.device)
+
     def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
         """Chunks of one action; see `actlet.protocols.Policy`."""
-        probabilities = torch.from_numpy(self.action_distribution(observations, instructions))
-        chosen = torch.stack([self._choose(probabilities[:, d], d) for d in range(self.spec.action.dim)], dim=1)
-        ids = self.vocabulary.encode(chosen.numpy())  # what a language model emits; decoding refuses anything else
+        decision = self.decide(observations, instructions)
+        ids = self.vocabulary.encode(decision.bins)  # what a language model emits; decoding refuses anything else
         actions = self.tokenizer.decode(self.vocabulary.decode(ids))
         actions = np.clip(actions, np.float32(self.spec.action.low), np.float32(self.spec.action.high))
-        entropy = -(probabilities * (probabilities + 1e-9).log()).sum(-1).mean(-1) / np.log(self.tokenizer.bins)
-        return [ActionChunk(a[None], np.float32([1.0 - e])) for a, e in zip(actions, entropy.numpy(), strict=True)]
+        p = decision.probabilities
+        entropy = -(p * np.log(p + 1e-9)).sum(-1).mean(-1) / np.log(self.tokenizer.bins)
+        return [ActionChunk(a[None], np.float32([1.0 - e])) for a, e in zip(actions, entropy, strict=True)]
 
 
-def _least_used_ids(text_tokenizer: Any, corpus: Sequence[str], bins: int) -> NDArray[np.int64]:
-    """The ids that occur least in a corpus; among equals the highest, which byte-pair encoding merged last: the rarest words."""
-    counts = np.zeros(len(text_tokenizer), np.int64)
-    for text in set(corpus):
-        np.add.at(counts, text_tokenizer(PROMPT.format(instruction=text) + ANSWER)["input_ids"], 1)
-    return ActionVocabulary.least_used(counts, bins=bins, forbidden=text_tokenizer.all_special_ids).ids
+def _action_ids(strategy: str, text_tokenizer: Any, said: Sequence[str], bins: int) -> NDArray[np.int64]:
+    """The token ids that mean actions.
 
+    Of the least used, those that occur least in what is said; among equals the highest, which byte-pair encoding merged last:
+    the rarest words.
 
-@dataclasses.dataclass
-class _Text:
-    ids: Tensor
-    hidden: Tensor
-    mask: Tensor
-
-
-@dataclasses.dataclass
-class _Prefix:
-    cache: Any
-    mask: Tensor
-
-    @classmethod
-    def of(cls, layers: list[tuple[Tensor, Tensor]], mask: Tensor, which: Tensor) -> _Prefix:
-        """Rows `which` of keys, values (U, heads, L, width) and mask (U, L), in a cache that can grow."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(layers):
-            cache.update(keys[which], values[which], index)
-        return cls(cache, mask[which])
-
-
-class _CameraVision(nn.Module):
-    """Maps at 1/4 and 1/8 of a frame's size -> a 4x4 grid of features, flattened: where things are is kept."""
-
-    def __init__(self, config: TeacherConfig) -> None:
-        super().__init__()
-        fine, coarse = VISION_CHANNELS
-        self.down = FilmBlock(fine, 64, config.condition_dim, stride=2)
-        self.trunk = FilmTrunk(64 + coarse, config.channels, config.condition_dim, config.blocks, first_stride=1)
-        self.grid = nn.AdaptiveAvgPool2d(4)
-        self.features_out = 16 * self.trunk.channels_out
-
-    def forward(self, fine: Tensor, coarse: Tensor, condition: Tensor) -> Tensor:
-        x = torch.cat([self.down(fine, condition), coarse], dim=1)
-        features: Tensor = self.grid(self.trunk(x, condition)).flatten(1)  # (B, C * 16)
-        return features
-
-
-class _TextCondition(nn.Module):
-    """What an instruction says, as a vector: language features standardised over the training instructions.
-
-    Sentences of one template have nearly the same features: without subtracting what they share, a network learns the
-    training scenes by heart before it learns to listen (docs/lessons.md).
+    Raises:
+        SpecError: The vocabulary has no tokens for the integers, or too few tokens.
     """
 
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(3 * width))
-        self.register_buffer("std", torch.ones(3 * width))
-        self.mix = nn.Sequential(nn.Linear(3 * width, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
+    def encode(text: str) -> list[int]:
+        ids: list[int] = text_tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
-    @staticmethod
-    def features(text: _Text, embedded: Tensor) -> Tensor:
-        """(U, 3 * width): mean of the words' embeddings, mean of their features in context, features of the last word."""
-        mask, length = text.mask[..., None].float(), text.mask.sum(1)
-        means = [(x * mask).sum(1) / length[:, None] for x in (embedded, text.hidden)]
-        return torch.cat([*means, text.hidden[torch.arange(len(length)), length - 1]], dim=1)
-
-    def fit(self, features: Tensor) -> None:
-        """Take mean and spread of the training instructions; what never varies counts little."""
-        std = features.std(0, correction=0)
-        self.mean.copy_(features.mean(0))
-        for part, whole in zip(self.std.chunk(3), std.chunk(3), strict=True):
-            part.copy_(whole.clamp(min=0.25 * float(whole.mean()) + 1e-6))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(U, 3 * width) -> (U, dim)."""
-        condition: Tensor = self.mix(((features - self.mean) / self.std).clamp(-5.0, 5.0))
-        return condition
+    if strategy == "integers":
+        return ActionVocabulary.integers(encode, len(text_tokenizer), bins=bins).ids
+    if strategy == "last":
+        return ActionVocabulary.last(len(text_tokenizer), bins=bins).ids
+    counts = np.zeros(len(text_tokenizer), np.int64)
+    for text in set(said):
+        np.add.at(counts, text_tokenizer(text)["input_ids"], 1)
+    return ActionVocabulary.least_used(counts, bins=bins, forbidden=text_tokenizer.all_special_ids).ids
 
 
 def _own_weights(teacher: Rt2Teacher) -> dict[str, Tensor]:
     """All that was trained: everything but the frozen backbones."""
-    frozen = {name for name, p in teacher.named_parameters() if not p.requires_grad}
-    return {name: value for name, value in teacher.state_dict().items() if name not in frozen and not name.startswith("features.")}
+    learned = {name for name, p in teacher.named_parameters() if p.requires_grad}
+    buffers = {name for name, _ in teacher.named_buffers() if not name.startswith("language.")}
+    if teacher.config.pretrained:
+        buffers = {name for name in buffers if not name.startswith("features.")}
+    return {name: value for name, value in teacher.state_dict().items() if name in learned | buffers}
 
 
 def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) -> None:
@@ -410,7 +544,7 @@ def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) 
             "tokenizer": teacher.tokenizer.to_dict(),
             "architecture": dataclasses.asdict(teacher.config),
             "action_token_ids": teacher.vocabulary.ids.tolist(),
-            "backbones": {"language": "SmolLM2-135M-Instruct", "vision": "EfficientNet-Lite0"},
+            "backbones": {"language": "SmolLM2-135M-Instruct", "vision": "EfficientNet-Lite0"} if teacher.config.pretrained else {},
             "lineage": lineage,
         },
     )
@@ -421,12 +555,13 @@ def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) 
     write_bytes(folder / "adapter.safetensors", save(weights))
 
 
-def load_teacher(folder: str | Path, *, trainable: bool = False) -> Rt2Teacher:
+def load_teacher(folder: str | Path, *, trainable: bool = False, load: str = "fp32") -> Rt2Teacher:
     """Load a teacher checkpoint.
 
     Args:
         folder: What `save_teacher` wrote.
         trainable: Keep the adapter apart, so that it can be trained on. By default it is merged, for inference.
+        load: "fp32", or "int8" or "nf4" for a language model in 8 or 4 bits.
 
     Raises:
         CheckpointError: The folder is missing, incomplete, or of another kind or version.
@@ -449,6 +584,7 @@ def load_teacher(folder: str | Path, *, trainable: bool = False) -> Rt2Teacher:
             ActionTokenizer.from_dict(config["tokenizer"]),
             np.array(config["action_token_ids"], np.int64),
             TeacherConfig(**config["architecture"]),
+            load=load,
         )
         weights = {
             name: value.float() if value.is_floating_point() else value for name, value in load_file(folder / "adapter.safetensors").items()

@@ -1,8 +1,15 @@
 """Training the RT-2-style teacher; the verb `teach`.
 
-Two stages. First the vision alone learns to see what the instruction asks for, with a small head of its own that is
-thrown away (a step costs a quarter of the whole network's). Then everything trains together: the language model reads the
-scene tokens and answers with action tokens, the small head keeps the vision honest.
+Up to three stages, each skipped where its number of updates is 0:
+
+1. *web*: the whole network learns to answer questions about pictures (what a vision-language model brings along).
+2. *vision*: the vision alone learns to see what the instruction asks for, with a small head of its own that is thrown away (a step costs
+   a quarter of the whole network's).
+3. *whole*: everything trains together; the language model reads the scene tokens and answers with action tokens, the small head keeps the
+   vision honest.
+
+With web data, stages 2 and 3 mix it into every batch (co-fine-tuning, RT-2's recipe against forgetting). With a planner, a share of the
+robot's rows says its plan in words before the action tokens.
 
 The frozen early vision is computed once per frame and kept in float16: about 70 kB per 128-pixel frame.
 """
@@ -11,13 +18,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -26,24 +37,32 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.errors import SpecError
 from actlet.specs import PolicySpec, TimingSpec, require_same
 from actlet.storage import new_folder, write_bytes
+from distill.backbones import PRECISIONS
 from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import teacher_card
-from distill.rt2_teacher import Rt2Teacher, TeacherConfig, load_teacher, save_teacher
+from distill.rt2_teacher import GREY, PROMPT, QUESTION, VOCABULARIES, Rt2Teacher, TeacherConfig, load_teacher, save_teacher
 from distill.student import ordinal_embedding
+from distill.teacher_parts import Words
+from distill.web_data import WEB_SETS, WebData, load_web_data
 
-__all__ = ["TeachConfig", "add_arguments", "run", "teach"]
+__all__ = ["PLANNER", "TeachConfig", "add_arguments", "run", "teach"]
+
+PLANNER = "episodes.tabletop_plans:plans"
+Maps = tuple[Tensor, Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeachConfig:
     """How the teacher is trained."""
 
-    vision_steps: int = 1000
+    web_steps: int = 0
     """Updates of the first stage."""
-    steps: int = 400
+    vision_steps: int = 1000
     """Updates of the second stage."""
+    steps: int = 400
+    """Updates of the third stage."""
     batch_size: int = 64
     vision_learning_rate: float = 1e-3
     learning_rate: float = 6e-4
@@ -59,39 +78,92 @@ class TeachConfig:
     waypoint_weight: float = 3.0
     """Weight of the waypoints beside the tokens for the vision's own head."""
     auxiliary_weight: float = 0.3
-    """Weight of the vision's own head in the second stage."""
+    """Weight of the vision's own head in the third stage."""
+    web: tuple[str, ...] = ()
+    """Sets of `distill.web_data.load_web_data`; without any, training is on the robot's data alone."""
+    web_share: float = 0.25
+    """Share of a batch of the second and third stage that is drawn from them."""
+    plan_share: float = 0.0
+    """Share of the robot's rows that say their plan before they act."""
+    planner: str = PLANNER
+    """``"module:function"``; (instruction, bool (T,) fingers closed, bool (T,) terminate) -> T plans."""
+    load: str = "fp32"
+    """Precision of the frozen language model: "fp32", "int8" or "nf4" (QLoRA)."""
     seed: int = 0
     architecture: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.undecided_share <= 1:
-            raise SpecError(f"undecided_share {self.undecided_share}: expected 0 .. 1.")
+        object.__setattr__(self, "web", tuple(self.web))
+        for name in ("undecided_share", "web_share", "plan_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SpecError(f"{name} {getattr(self, name)}: expected 0 .. 1.")
+        if self.web_share == 1 or (self.web_steps and not self.web):
+            raise SpecError(f"web {self.web}, web_share {self.web_share}, web_steps {self.web_steps}: expected a set, and a share below 1.")
+
+
+@dataclasses.dataclass
+class _Rows:
+    """One batch. The robot's rows come first, those that plan at their end; then the web's."""
+
+    inputs: list[Maps] | list[Tensor]
+    """Of each camera: frozen maps, or uint8 frames where the vision learns."""
+    state: Tensor
+    prompts: list[str]
+    which: Tensor
+    heard: Tensor
+    """int64 (R, A): the tokens that later tokens see."""
+    plans: Words | None
+    answers: Words | None
+
+    @property
+    def robot(self) -> int:
+        return len(self.heard)
 
 
 class _Training(nn.Module):
     """The teacher and the head that only training sees."""
 
-    def __init__(self, teacher: Rt2Teacher, rank: int = 32) -> None:
+    def __init__(self, teacher: Rt2Teacher, answers: int, rank: int = 32) -> None:
         super().__init__()
         self.teacher = teacher
         dim, features = teacher.spec.action.dim, teacher.config.features
         self.queries = nn.Linear(features, dim * rank)
         self.bins = nn.Parameter(ordinal_embedding(teacher.tokenizer.bins, rank).repeat(dim, 1, 1))
         self.waypoints = nn.Linear(features, 2 * teacher.spec.observation.state_dim)
+        self.answers = nn.Linear(features, max(1, answers))
         self.language_on = False
 
-    def forward(
-        self, maps: list[tuple[Tensor, Tensor]], state: Tensor, instructions: list[str], which: Tensor, tokens: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        teacher = self.teacher
-        logits = None
-        if self.language_on:
-            logits, scene = teacher(maps, state, instructions, which, tokens)
-        else:
-            scene = teacher.see(maps, state, teacher.condition(teacher.texts(instructions))[which])
-        queries = self.queries(scene).unflatten(1, (self.bins.shape[0], -1))  # (B, A, R)
-        direct = torch.einsum("bar,akr->bak", queries, self.bins)  # (B, A, K)
-        return logits, direct, self.waypoints(scene).unflatten(1, (2, -1))
+    def forward(self, rows: _Rows) -> dict[str, Tensor]:
+        """Logits and predictions of the rows that have them; the vision looks at all rows at once, so that its batch statistics are one."""
+        teacher, robot = self.teacher, rows.robot
+        maps = [teacher.look(x) if isinstance(x, Tensor) else x for x in rows.inputs]
+        text = teacher.texts(rows.prompts)
+        scene = teacher.see(maps, rows.state, teacher.condition(text)[rows.which])
+        found: dict[str, Tensor] = {"answers": self.answers(scene[robot:])}
+        queries = self.queries(scene[:robot]).unflatten(1, (self.bins.shape[0], -1))  # (R, A, rank)
+        found["direct"] = torch.einsum("bar,akr->bak", queries, self.bins)  # (R, A, K)
+        found["waypoints"] = self.waypoints(scene[:robot]).unflatten(1, (2, -1))
+        if not self.language_on:
+            return found
+        reading = teacher.read(text)
+
+        def say(part: slice, tokens: Tensor | None, words: Words | None) -> tuple[Tensor | None, Tensor | None]:
+            return teacher.answer_logits(reading, rows.which[part], scene[part], tokens, words)
+
+        planned = 0 if rows.plans is None else len(rows.plans.ids)
+        acting, planning = slice(0, robot - planned), slice(robot - planned, robot)
+        logits = []
+        if robot > planned:
+            logits.append(say(acting, rows.heard[acting], None)[0])
+        if rows.plans is not None:
+            more, words = say(planning, rows.heard[planning], rows.plans)
+            logits.append(more)
+            found["plan words"] = words  # type: ignore[assignment]
+        if logits:
+            found["tokens"] = torch.cat(logits)  # type: ignore[arg-type]
+        if rows.answers is not None:
+            found["web words"] = say(slice(robot, None), None, rows.answers)[1]  # type: ignore[assignment]
+        return found
 
 
 def teach(
@@ -147,86 +219,215 @@ def teach_on_frames(
     """`teach` on frames that are in memory already."""
     torch.manual_seed(config.seed)
     started = time.time()
+    first = spec.observation.cameras[0]
+    web = load_web_data(config.web, height=first.height, width=first.width, seed=config.seed) if config.web else None
+    plans = _plans(frames, spec, config.planner) if config.plan_share else None
     if start is None:
+        said = [] if web is None else [*(QUESTION.format(question=q) for q in web.questions), *(" " + a for a in web.answers)]
         teacher = Rt2Teacher(
             spec,
             ActionTokenizer.fit(frames.action, spec.action),
             config=config.architecture,
             corpus=sorted(set(frames.instructions)),
+            other_texts=sorted({*said, *(" " + plan for plan in plans or ())}),
             state_mean=frames.state.mean(0),
             state_std=frames.state.std(0) + 1e-3,
+            load=config.load,
         )
     else:
-        teacher = load_teacher(start, trainable=True)
+        teacher = load_teacher(start, trainable=True, load=config.load)
         require_same(teacher.spec.observation, spec.observation, what=f"observations of {start} and the datasets")
         require_same(teacher.spec.action, spec.action, what=f"actions of {start} and the datasets")
         lineage = {**lineage, "start": teacher.content_hash}
         config = dataclasses.replace(config, architecture=teacher.config)
-    tokenizer = teacher.tokenizer
-    maps = {camera.name: _frozen_maps(teacher, frames.images[camera.name], camera.name) for camera in spec.observation.cameras}
+    teacher.to(Accelerator().device)
+    batches = _Batches(teacher, frames, web, plans, config)
     frames.images.clear()  # The maps are all that is seen from here on.
-    module = _Training(teacher).to(memory_format=torch.channels_last)  # a fifth faster on a processor
-    bins = torch.from_numpy(tokenizer.encode(frames.action))
-    is_binary = torch.from_numpy(spec.action.is_binary)
-    state = torch.from_numpy(frames.state)
-    state_std = state.std(0)
-    waypoints = torch.from_numpy(frames.waypoints / (frames.waypoints.std(axis=(0, 1)) + 1e-3))
-    unique = list(dict.fromkeys(frames.instructions))
-    instruction_of = torch.tensor([unique.index(text) for text in frames.instructions])[torch.from_numpy(frames.episode)]
-
-    def loss_of_batch(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = frames.draw(config.batch_size, config.undecided_share, generator)
-        used, which = torch.unique(instruction_of[rows], return_inverse=True)
-        inputs = [(fine[rows].float(), coarse[rows].float()) for fine, coarse in maps.values()]
-        heard = _disturb(bins[rows], is_binary, tokenizer.bins, config.token_noise, generator)
-        noise = config.state_noise * state_std * torch.randn(len(rows), len(state_std), generator=generator)
-        logits, direct, way = model(inputs, state[rows] + noise, [unique[i] for i in used.tolist()], which, heard)
-        target = gaussian_labels(bins[rows], is_binary, count=tokenizer.bins, sigma=config.sigma)
-        losses = {"vision": token_cross_entropy(direct, target), "waypoint": nn.functional.smooth_l1_loss(way, waypoints[rows])}
-        auxiliary = losses["vision"] + config.waypoint_weight * losses["waypoint"]
-        if logits is None:
-            return {"loss": auxiliary, **losses}
-        losses["tokens"] = token_cross_entropy(logits, target)
-        return {"loss": losses["tokens"] + config.auxiliary_weight * auxiliary, **losses}
-
+    module = _Training(teacher, len(batches.answer_names)).to(memory_format=torch.channels_last)  # a fifth faster on a processor
     work = work_folder(out, {**lineage, "config": dataclasses.asdict(config), "actlet": __version__})
     log = work / "train_log.jsonl"
-    seen = work / "vision.safetensors"
-    from safetensors.torch import load_file, save_file
-
-    if config.vision_steps and not seen.is_file():
-        vision_fit = FitConfig(
-            steps=config.vision_steps, batch_size=config.batch_size, learning_rate=config.vision_learning_rate, seed=config.seed
+    for name, steps, rate in (
+        ("web", config.web_steps, config.learning_rate),
+        ("vision", config.vision_steps, config.vision_learning_rate),
+    ):
+        if steps:
+            module.language_on = name == "web"
+            share = 1.0 if name == "web" else config.web_share if web is not None else 0.0
+            schedule = FitConfig(steps=steps, batch_size=config.batch_size, learning_rate=rate, seed=config.seed)
+            _stage(module, lambda model, generator, share=share: batches.losses(model, share, generator), schedule, work, name)
+    module.language_on = True
+    lineage = {**lineage, "actlet": __version__, "training": dataclasses.asdict(config)}
+    trained: Any = module.eval()
+    if config.steps:
+        whole = FitConfig(
+            steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            average_decay=0.99,
+            seed=config.seed + 1,
+            save_seconds=120.0,
         )
+        share = config.web_share if web is not None else 0.0
         trained = fit(
             module,
-            loss_of_batch,
-            vision_fit,
-            state_folder=work / "state-vision",
-            log_file=work / "vision_log.jsonl",
-            label="teacher, vision",
+            lambda model, generator: batches.losses(model, share, generator),
+            whole,
+            state_folder=work / "state",
+            log_file=log,
+            label="teacher, whole",
         )
-        save_file({name: p.detach().contiguous() for name, p in _learned(trained).items()}, work / "vision.partial")
-        (work / "vision.partial").rename(seen)
-    if config.vision_steps:
-        module.load_state_dict(load_file(seen), strict=False)
-    module.language_on = True
-    whole_fit = FitConfig(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        average_decay=0.99,
-        seed=config.seed + 1,
-        save_seconds=120.0,
-    )
-    trained = fit(module, loss_of_batch, whole_fit, state_folder=work / "state", log_file=log, label="teacher, whole")
-    lineage = {**lineage, "actlet": __version__, "training": dataclasses.asdict(config), "hours": round((time.time() - started) / 3600, 2)}
+    lineage["hours"] = round((time.time() - started) / 3600, 2)
     with new_folder(out, overwrite=overwrite) as partial:
         save_teacher(trained.teacher, partial, lineage=lineage)
-        shutil.copy(log, partial / "train_log.jsonl")
+        for file in work.glob("*_log.jsonl"):
+            shutil.copy(file, partial / file.name)
         write_bytes(partial / "README.md", teacher_card(trained.teacher, lineage).encode())
     shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def _stage(module: _Training, losses: Callable[..., dict[str, Tensor]], config: FitConfig, work: Path, name: str) -> None:
+    """Train `module` through an early stage, or load what came out of it before the run was cut off."""
+    from safetensors.torch import load_file, save_file
+
+    done = work / f"{name}.safetensors"
+    if not done.is_file():
+        trained = fit(
+            module, losses, config, state_folder=work / f"state-{name}", log_file=work / f"{name}_log.jsonl", label=f"teacher, {name}"
+        )
+        save_file({name: p.detach().contiguous() for name, p in _learned(trained).items()}, work / f"{name}.partial")
+        (work / f"{name}.partial").rename(done)
+    module.load_state_dict(load_file(done), strict=False)
+
+
+class _Batches:
+    """Draws batches of the robot's and the web's rows, and judges what is answered to them."""
+
+    def __init__(self, teacher: Rt2Teacher, frames: Frames, web: WebData | None, plans: list[str] | None, config: TeachConfig) -> None:
+        self.config, self.frames, self.web = config, frames, web
+        self.device, self.count = teacher.device, teacher.tokenizer.bins
+        cameras = teacher.spec.observation.cameras
+        self.robot_inputs = [_inputs(teacher, frames.images[camera.name], camera.name) for camera in cameras]
+        self.bins = torch.from_numpy(teacher.tokenizer.encode(frames.action))
+        self.is_binary = torch.from_numpy(teacher.spec.action.is_binary)
+        self.state = torch.from_numpy(frames.state)
+        self.state_mean = teacher.state_mean.cpu()
+        self.waypoints = torch.from_numpy(frames.waypoints / (frames.waypoints.std(axis=(0, 1)) + 1e-3))
+        prompts = list(dict.fromkeys(PROMPT.format(instruction=text) for text in frames.instructions))
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        told = torch.tensor([places[PROMPT.format(instruction=text)] for text in frames.instructions])
+        self.prompt_of = told[torch.from_numpy(frames.episode)]
+        self.plans = None if plans is None else _Phrases.of(teacher, plans)
+        self.answer_names: list[str] = []
+        if web is not None:
+            self.web_inputs: list[Any] = [_inputs(teacher, web.images, "web")]
+            for camera in cameras[1:]:
+                grey = np.full((1, camera.height, camera.width, 3), GREY, np.uint8)
+                self.web_inputs.append(_inputs(teacher, grey, camera.name))
+            questions = list(dict.fromkeys(QUESTION.format(question=q) for q in web.questions))
+            places = {question: len(prompts) + place for place, question in enumerate(questions)}
+            self.question_of = torch.tensor([places[QUESTION.format(question=q)] for q in web.questions])
+            prompts = prompts + questions
+            self.picture = torch.from_numpy(web.picture)
+            self.answers = _Phrases.of(teacher, web.answers)
+            self.answer_names = self.answers.names
+        self.prompts = prompts
+
+    def losses(self, model: nn.Module, web_share: float, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw a batch, of which this share is the web's, and ask the model."""
+        config = self.config
+        asked = round(web_share * config.batch_size)
+        robot = config.batch_size - asked
+        rows = self.frames.draw(robot, config.undecided_share, generator)
+        planned = round(config.plan_share * robot) if self.plans is not None else 0
+        noise = config.state_noise * self.state.std(0) * torch.randn(robot, self.state.shape[1], generator=generator)
+        state = self.state[rows] + noise
+        which = self.prompt_of[rows]
+        inputs = [_take(x, rows) for x in self.robot_inputs]
+        answers = pairs = None
+        if asked and self.web is not None:
+            pairs = torch.randint(len(self.picture), (asked,), generator=generator)
+            seen = [self.picture[pairs], *[torch.zeros(asked, dtype=torch.int64)] * (len(self.web_inputs) - 1)]
+            inputs = [_join(a, _take(b, s)) for a, b, s in zip(inputs, self.web_inputs, seen, strict=True)]
+            state = torch.cat([state, self.state_mean.expand(asked, -1)])
+            which = torch.cat([which, self.question_of[pairs]])
+            answers = self.answers[pairs]
+        used, which = torch.unique(which, return_inverse=True)
+        bins = self.bins[rows]
+        batch = _Rows(
+            inputs=inputs,
+            state=state.to(self.device),
+            prompts=[self.prompts[i] for i in used.tolist()],
+            which=which.to(self.device),
+            heard=_disturb(bins, self.is_binary, self.count, config.token_noise, generator).to(self.device),
+            plans=self.plans[rows[robot - planned :]] if planned and self.plans is not None else None,
+            answers=answers,
+        )
+        return self._judge(model(batch), batch, bins.to(self.device), self.waypoints[rows].to(self.device), pairs)
+
+    def _judge(self, found: dict[str, Tensor], batch: _Rows, bins: Tensor, waypoints: Tensor, pairs: Tensor | None) -> dict[str, Tensor]:
+        config, losses = self.config, {}
+        share = batch.robot / config.batch_size  # A row counts as much whether it is the robot's or the web's.
+        auxiliary = total = torch.zeros((), device=self.device)
+        target = gaussian_labels(bins, self.is_binary.to(self.device), count=self.count, sigma=config.sigma)
+        if batch.robot:
+            losses["vision"] = token_cross_entropy(found["direct"], target)
+            losses["waypoint"] = nn.functional.smooth_l1_loss(found["waypoints"], waypoints)
+            auxiliary = share * (losses["vision"] + config.waypoint_weight * losses["waypoint"])
+        if pairs is not None:
+            losses["web, vision"] = nn.functional.cross_entropy(found["answers"], self.answers.name_of[pairs].to(self.device))
+            auxiliary = auxiliary + (1 - share) * losses["web, vision"]
+        if "tokens" in found:
+            losses["tokens"] = token_cross_entropy(found["tokens"], target)
+            total = total + share * losses["tokens"]
+        if "plan words" in found and batch.plans is not None:
+            losses["plan"] = _words_loss(found["plan words"], batch.plans)
+            total = total + share * config.plan_share * losses["plan"]
+        if "web words" in found and batch.answers is not None:
+            losses["web"] = _words_loss(found["web words"], batch.answers)
+            total = total + (1 - share) * losses["web"]
+        spoken = any(name in found for name in ("tokens", "web words"))
+        return {"loss": total + config.auxiliary_weight * auxiliary if spoken else auxiliary, **losses}
+
+
+@dataclasses.dataclass
+class _Phrases:
+    """What is said at each of N rows, by few different phrases."""
+
+    names: list[str]
+    words: Words
+    name_of: Tensor
+
+    @classmethod
+    def of(cls, teacher: Rt2Teacher, texts: Sequence[str]) -> _Phrases:
+        names = sorted(set(texts))
+        places = {name: place for place, name in enumerate(names)}
+        return cls(names, teacher.words(names), torch.tensor([places[text] for text in texts]))
+
+    def __getitem__(self, rows: Tensor) -> Words:
+        words = self.words[self.name_of[rows].to(self.words.ids.device)]
+        longest = int(words.mask.sum(1).max())
+        return Words(words.ids[:, :longest], words.mask[:, :longest])
+
+
+def _words_loss(logits: Tensor, words: Words) -> Tensor:
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), words.ids.flatten(), reduction="none")
+    return (loss * words.mask.flatten()).sum() / words.mask.sum()
+
+
+def _plans(frames: Frames, spec: PolicySpec, planner: str) -> list[str]:
+    """A plan for each frame, from the instruction and the recorded flags."""
+    names = list(spec.action.names)
+    if not {"gripper", "terminate"} <= set(names):
+        raise SpecError(f"plans are read off the actions 'gripper' and 'terminate'; this robot's are {names}. Train without plans.")
+    module, _, function = planner.partition(":")
+    plan: Callable[[str, NDArray[np.bool_], NDArray[np.bool_]], list[str]] = getattr(importlib.import_module(module), function)
+    flags = frames.action > 0.5
+    said: list[str] = []
+    for episode, instruction in enumerate(frames.instructions):
+        own = flags[frames.episode == episode]
+        said += plan(instruction, own[:, names.index("gripper")], own[:, names.index("terminate")])
+    return said
 
 
 def _disturb(bins: Tensor, is_binary: Tensor, count: int, noise: float, generator: torch.Generator) -> Tensor:
@@ -238,24 +439,45 @@ def _disturb(bins: Tensor, is_binary: Tensor, count: int, noise: float, generato
     return torch.where(is_binary, flipped, moved)
 
 
-def _learned(module: nn.Module) -> dict[str, Tensor]:
-    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-    return {name: value for name, value in module.state_dict().items() if name not in frozen and ".features." not in name}
+def _learned(module: _Training) -> dict[str, Tensor]:
+    """Parameters that learn, and buffers, but for those of the frozen backbones."""
+    learned = {name for name, p in module.named_parameters() if p.requires_grad}
+    frozen = (".language.", ".features.") if module.teacher.config.pretrained else ()
+    buffers = {name for name, _ in module.named_buffers() if not any(part in name for part in frozen)}
+    return {name: value for name, value in module.state_dict().items() if name in learned | buffers}
 
 
-def _frozen_maps(teacher: Rt2Teacher, images: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
+def _inputs(teacher: Rt2Teacher, images: NDArray[np.uint8], name: str) -> Maps | Tensor:
+    """Frozen maps of all frames in float16; or the frames, where the vision learns. On the teacher's device."""
+    if not teacher.config.pretrained:
+        return torch.from_numpy(images).to(teacher.device)
     fine, coarse = [], []
     for start in tqdm(range(0, len(images), 64), desc=f"frozen vision, {name}", unit="batch"):
-        a, b = teacher.features(torch.from_numpy(images[start : start + 64]))
+        a, b = teacher.look(torch.from_numpy(images[start : start + 64]))
         fine.append(a.half())
         coarse.append(b.half())
     return torch.cat(fine), torch.cat(coarse)
+
+
+def _take(inputs: Any, rows: Tensor) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs[rows.to(inputs.device)]
+    fine, coarse = inputs
+    rows = rows.to(fine.device)
+    return fine[rows].float(), coarse[rows].float()
+
+
+def _join(a: Any, b: Any) -> Any:
+    return torch.cat([a, b]) if isinstance(a, Tensor) else tuple(torch.cat(pair) for pair in zip(a, b, strict=True))
 
 
 EPILOG = """\
 examples:
   actlet teach --data data/table --out checkpoints/teacher
   actlet teach --data data/more --start checkpoints/teacher --vision-steps 100 --steps 150 --out checkpoints/better
+  actlet teach --data data/table --web easy-vqa --web-steps 600 --out checkpoints/cofined    co-fine-tuned with questions of the web
+  actlet teach --data data/table --plan-share 0.5 --out checkpoints/planning                 says its plan before it acts
+  actlet teach --data data/table --load nf4 --out checkpoints/qlora                          language model in 4 bits (QLoRA)
   actlet teach --data data/table --out checkpoints/quick --vision-steps 100 --steps 100      to see it run
 """
 
@@ -267,6 +489,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, nargs="+", help="LeRobotDataset folders (v3.0 or v2.1)")
     parser.add_argument("--out", required=True, help="the checkpoint folder to make")
     parser.add_argument("--start", help="a teacher's checkpoint to go on from, or 'shipped' (default: none)")
+    parser.add_argument(
+        "--web",
+        nargs="*",
+        default=[],
+        metavar="SET",
+        help=f"questions about pictures to mix in: {', '.join(WEB_SETS)}, or NAME=FOLDER for those that are read from a folder (default: none)",
+    )
+    parser.add_argument(
+        "--web-share", type=float, default=defaults.web_share, help="share of each batch that is the web's (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--web-steps",
+        type=int,
+        default=defaults.web_steps,
+        help="updates on the web's questions alone, before all others (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plan-share",
+        type=float,
+        default=defaults.plan_share,
+        help="share of the robot's rows that say a plan first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--load",
+        choices=PRECISIONS,
+        default=defaults.load,
+        help="precision of the frozen language model; nf4: QLoRA (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        choices=VOCABULARIES,
+        default=TeacherConfig().vocabulary,
+        help="which tokens mean actions (default: %(default)s; with --start, as there)",
+    )
+    parser.add_argument("--from-scratch", action="store_true", help="without pretrained weights, for comparison")
     parser.add_argument(
         "--vision-steps", type=int, default=defaults.vision_steps, help="updates of the vision alone (default: %(default)s)"
     )
@@ -290,8 +547,13 @@ def run(arguments: argparse.Namespace) -> int:
         vision_steps=arguments.vision_steps,
         steps=arguments.steps,
         batch_size=arguments.batch_size,
+        web=tuple(arguments.web),
+        web_share=arguments.web_share,
+        web_steps=arguments.web_steps,
+        plan_share=arguments.plan_share,
+        load=arguments.load,
         seed=arguments.seed,
-        architecture=TeacherConfig(layers=arguments.layers),
+        architecture=TeacherConfig(layers=arguments.layers, vocabulary=arguments.vocabulary, pretrained=not arguments.from_scratch),
     )
     start = shipped_teacher() if arguments.start == "shipped" else arguments.start
     out = teach(arguments.data, arguments.out, config, start=start, overwrite=arguments.overwrite)

@@ -14,7 +14,7 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.errors import ActionError, CheckpointError
 from actlet.protocols import Observation, Teacher
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
-from distill.rt2_teacher import Rt2Teacher, TeacherConfig, load_teacher, save_teacher
+from distill.rt2_teacher import PROMPT, Rt2Teacher, TeacherConfig, load_teacher, save_teacher
 
 SPEC = PolicySpec(
     observation=ObservationSpec(cameras=(CameraSpec(name="top", height=64, width=64),), state_names=("x", "y"), state_units=("m", "m")),
@@ -71,7 +71,8 @@ def test_decoding_token_by_token_equals_one_forced_pass(teacher: Rt2Teacher) -> 
     which = torch.tensor([unique.index(text) for text in INSTRUCTIONS])
     with torch.no_grad():
         maps = [teacher.features(torch.from_numpy(np.stack([o.images["top"] for o in seen])))]
-        logits, _ = teacher(maps, torch.from_numpy(np.stack([o.state for o in seen])), unique, which, bins)
+        prompts = [PROMPT.format(instruction=line) for line in unique]
+        logits, _, _ = teacher(maps, torch.from_numpy(np.stack([o.state for o in seen])), prompts, which, bins)
     assert np.abs(torch.softmax(logits, -1).numpy() - answers).max() < 1e-5
 
 

@@ -12,7 +12,7 @@ import torch
 from actlet.action_tokens import ActionTokenizer
 from actlet.specs import PolicySpec, TimingSpec
 from distill import scenes
-from distill.rt2_teacher import Rt2Teacher, TeacherConfig
+from distill.rt2_teacher import PROMPT, Rt2Teacher, TeacherConfig
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
 from episodes.demonstration import PerturbationConfig, demonstrate
 
@@ -54,7 +54,7 @@ def test_the_vectors_are_those_of_the_teachers_own_sight(teacher: Rt2Teacher, tm
     seen = look_at_scenes(teacher, SUITE, SEEDS, tmp_path)
     row, scene = 7, 3
     maps = [teacher.features(torch.from_numpy(seen.images["above"][scene][None]))]
-    condition = teacher.condition(teacher.texts([seen.instructions[row]]))
+    condition = teacher.condition(teacher.texts([PROMPT.format(instruction=seen.instructions[row])]))
     alone = teacher.see(maps, torch.from_numpy(seen.state[scene][None]), condition)[0]
     np.testing.assert_allclose(seen.features[row], alone.numpy(), atol=1e-5)
     assert not np.allclose(seen.features[row], seen.features[row - 1], atol=1e-4)
