@@ -47,6 +47,8 @@ class EpisodeResult:
     """See `MotionQuality`, as the next two; None where it is not defined."""
     path_length: float | None = None
     gripper_flips: int | None = None
+    kind: str = ""
+    """What kind of instruction it was, where the task says so (``StepResult.info["kind"]``); results may be split by it."""
     error: str = ""
     """Type and message of the exception that ended the episode, empty when there was none."""
 
@@ -188,7 +190,7 @@ class _Lane:
         self._labels: list[NDArray[np.float32]] = []
         self.instruction = ""
         self._success = self._terminated = self.over = False
-        self._error = ""
+        self._error = self._kind = ""
 
     def start(self, pool: _TaskPool, wrong_instruction: bool) -> None:
         """Reset the task. A task that cannot be made for the caller's fault ends the run; any other exception ends this episode."""
@@ -234,6 +236,7 @@ class _Lane:
         result = task.step(action)
         self._actions.append(action)
         self.observation, self._success = result.observation, result.success
+        self._kind = str(result.info.get("kind", ""))
         self._states.append(result.observation.state)
         names = task.action_spec.names
         commanded = "terminate" in names and bool(action[names.index("terminate")] > 0.5)
@@ -258,6 +261,7 @@ class _Lane:
             success=self._success,
             steps=steps,
             terminated_early=self._terminated,
+            kind=self._kind,
             **dataclasses.asdict(quality),
         )
         pool.give_back(self._plan.task, task)

@@ -1,6 +1,6 @@
 """Suites of simulated tasks by name.
 
-Two come with actlet. A suite of your own needs no registration: wherever a suite's name is asked for, in Python and on the
+Two families come with actlet: `tabletop`, with variations (`episodes.tabletop_variations`), and `metaworld`. A suite of your own needs no registration: wherever a suite's name is asked for, in Python and on the
 command line, ``"package.module:factory"`` is a name too, where ``factory()`` returns an `actlet.protocols.Suite`. A name (and not an
 object) travels to the processes that roll out a policy. `TaskSuite` turns a tuple of names and a function into a suite::
 
@@ -12,6 +12,7 @@ object) travels to the processes that roll out a policy. `TaskSuite` turns a tup
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 
@@ -23,6 +24,12 @@ __all__ = ["SUITES", "TaskSuite", "make_suite", "metaworld_suite", "tabletop_sui
 # name -> "module:factory". Add to it in your own program to give a suite a short name.
 SUITES: dict[str, str] = {
     "tabletop": "episodes.suites:tabletop_suite",
+    "tabletop-varied": "episodes.suites:tabletop_varied_suite",
+    "tabletop-objects": "episodes.suites:tabletop_objects_suite",
+    "tabletop-colours": "episodes.suites:tabletop_colours_suite",
+    "tabletop-backgrounds": "episodes.suites:tabletop_backgrounds_suite",
+    "tabletop-environments": "episodes.suites:tabletop_environments_suite",
+    "tabletop-instructions": "episodes.suites:tabletop_instructions_suite",
     "metaworld": "episodes.suites:metaworld_suite",
 }
 
@@ -51,9 +58,44 @@ class TaskSuite:
 
 def tabletop_suite() -> TaskSuite:
     """The UR5e table with blocks and plates (`episodes.tabletop`)."""
-    from episodes import tabletop
+    return _tabletop("tabletop")
 
-    return TaskSuite(name="tabletop", tasks=tuple(tabletop.TASKS), factory=tabletop.make)
+
+def tabletop_varied_suite() -> TaskSuite:
+    """The table with the variety that is meant for training."""
+    return _tabletop("tabletop-varied")
+
+
+def tabletop_objects_suite() -> TaskSuite:
+    """The table with shapes that no demonstration shows."""
+    return _tabletop("tabletop-objects")
+
+
+def tabletop_colours_suite() -> TaskSuite:
+    """The table with blocks in colours that no demonstration shows or names."""
+    return _tabletop("tabletop-colours")
+
+
+def tabletop_backgrounds_suite() -> TaskSuite:
+    """The blocks and plates on tables that no demonstration shows."""
+    return _tabletop("tabletop-backgrounds")
+
+
+def tabletop_environments_suite() -> TaskSuite:
+    """Light, camera, table and floor beyond those of training."""
+    return _tabletop("tabletop-environments")
+
+
+def tabletop_instructions_suite() -> TaskSuite:
+    """The table with sentences that no demonstration has."""
+    return _tabletop("tabletop-instructions")
+
+
+def _tabletop(name: str) -> TaskSuite:
+    from episodes import tabletop
+    from episodes.tabletop_variations import VARIATIONS
+
+    return TaskSuite(name=name, tasks=tabletop.TASKS, factory=functools.partial(tabletop.make, variation=VARIATIONS[name]))
 
 
 def metaworld_suite() -> TaskSuite:

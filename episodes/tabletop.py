@@ -14,14 +14,14 @@ put    put the red block on the yellow       it rests on that plate, the fingers
 
 Observations: the cameras "front" and "wrist", and the measured pose and opening of the hand; nothing about the blocks. Actions are
 RT-2's eight: terminate, displacement and rotation of the hand over one step of 0.1 s in the base frame, gripper (1 closed). The pose
-is integrated as `episodes.tabletop_arm` describes. A layout is a function of the seed alone, and the target of the seed and the task.
+is integrated as `episodes.tabletop_arm` describes. A scene is a function of the seed alone, and the target of the seed and the task.
+The suites ``tabletop-...`` vary the scene, as `episodes.tabletop_variations` says, and leave the rest as it is.
 Everything is deterministic: the same seed and actions give the same bits.
 """
 
 from __future__ import annotations
 
-import functools
-import zlib
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -30,24 +30,18 @@ from numpy.typing import NDArray
 from actlet.errors import ActionError, UnknownNameError
 from actlet.protocols import Observation, StepResult
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec
-from episodes.rendering import close_at_exit, import_mujoco
+from episodes.rendering import import_mujoco
 from episodes.tabletop_arm import Arm
+from episodes.tabletop_contacts import ContactTable
+from episodes.tabletop_drawing import Drawing
 from episodes.tabletop_expert import Situation, expert_action
-from episodes.tabletop_scene import (
-    BLOCK_HALF,
-    BLOCKS,
-    COLOURS,
-    FAST_GROUPS,
-    MESH_GROUPS,
-    PLATES,
-    Layout,
-    build_model,
-    draw_layout,
-)
+from episodes.tabletop_scene import BLOCKS, FAST_GROUPS, MESH_GROUPS, PLATES, Layout, ModelKind, build_model
+from episodes.tabletop_variations import PLAIN, Scene, Variation, draw_scene
+from episodes.tabletop_words import SKILLS, Wish, draw_wish, usual_wishes
 
 __all__ = ["TASKS", "TabletopTask", "make"]
 
-TASKS = ("touch", "lift", "put")
+TASKS = SKILLS
 MAX_STEPS = {"touch": 30, "lift": 40, "put": 60}  # About twice the expert's median.
 LIFTED_M = 0.05
 CAMERAS = {"front": "front", "wrist": "gripper/wrist"}
@@ -66,16 +60,13 @@ ACTION_SPEC = ActionSpec(
 )
 
 
-# Skill, block and plate of every instruction that a scene allows.
-_WISHES = tuple((skill, block, dish) for skill in TASKS for block in range(BLOCKS) for dish in range(PLATES if skill == "put" else 1))
-
-
-def make(task: str, *, image_px: int = 128) -> TabletopTask:
+def make(task: str, *, image_px: int = 128, variation: Variation = PLAIN) -> TabletopTask:
     """A task of the suite.
 
     Args:
         task: One of `TASKS`.
         image_px: Height and width of both cameras' frames.
+        variation: How its scenes are varied; a value of `tabletop_variations.VARIATIONS`, or your own.
 
     Raises:
         UnknownNameError: There is no such task.
@@ -84,7 +75,7 @@ def make(task: str, *, image_px: int = 128) -> TabletopTask:
     """
     if task not in TASKS:
         raise UnknownNameError("tabletop task", task, TASKS)
-    return TabletopTask(task, image_px=image_px)
+    return TabletopTask(task, image_px=image_px, variation=variation)
 
 
 class TabletopTask:
@@ -92,7 +83,7 @@ class TabletopTask:
 
     rate_hz = 10.0
 
-    def __init__(self, name: str, *, image_px: int) -> None:
+    def __init__(self, name: str, *, image_px: int, variation: Variation = PLAIN) -> None:
         self.name, self.max_steps = name, MAX_STEPS[name]
         self.action_spec = ACTION_SPEC
         self.observation_spec = ObservationSpec(
@@ -100,12 +91,10 @@ class TabletopTask:
             state_names=STATE_NAMES,
             state_units=STATE_UNITS,
         )
-        self._mujoco = import_mujoco()
-        self._model = build_model()
-        self._data = self._mujoco.MjData(self._model)
-        self._arm = Arm(self._model, self._data)
-        self._contacts = _ContactTable(self._model)
-        self._layout: Layout | None = None
+        self._mujoco, self._variation = import_mujoco(), variation
+        self._simulations: dict[ModelKind, _Simulation] = {}
+        self._scene: Scene | None = None
+        self._simulate(ModelKind())
 
     def reset(self, seed: int) -> tuple[Observation, str]:
         """Lay the table; the same seed gives the same bits.
@@ -113,15 +102,16 @@ class TabletopTask:
         Returns:
             The first observation and the instruction.
         """
-        self._layout = layout = draw_layout(seed)
-        self._target, self._plate = _draw_target(self.name, seed)
+        self._scene = scene = draw_scene(self._variation, seed)
+        self._wish, layout = draw_wish(scene, self.name, seed), scene.layout
+        self._simulate(scene.kind)
         self._steps, self._succeeded, self._failure, self._held = 0, False, "", False
         model, data = self._model, self._data
         self._mujoco.mj_resetData(model, data)
         for index in range(BLOCKS):
             address = model.joint(model.body(f"block{index}").jntadr[0]).qposadr[0]
             half_yaw = layout.block_yaw[index] / 2
-            data.qpos[address : address + 7] = [*layout.block_xy[index], BLOCK_HALF, np.cos(half_yaw), 0.0, 0.0, np.sin(half_yaw)]
+            data.qpos[address : address + 7] = [*layout.block_xy[index], self._half(index), np.cos(half_yaw), 0.0, 0.0, np.sin(half_yaw)]
         for index in range(PLATES):
             data.mocap_pos[model.body(f"plate{index}").mocapid[0]] = [*layout.plate_xy[index], 0.0]
         self._arm.place(layout.start_xyz, layout.start_yaw)
@@ -131,18 +121,30 @@ class TabletopTask:
     @property
     def instruction(self) -> str:
         """What this episode asks for."""
-        return _sentence(self._laid_out(), self.name, self._target, self._plate)
+        self._laid_out()
+        return self._wish.sentence
 
     @property
     def layout(self) -> Layout:
         """Where things lay at the reset, for tests and reports; privileged, not for policies."""
+        return self._laid_out().layout
+
+    @property
+    def scene(self) -> Scene:
+        """The whole scene, of which the layout is a part; privileged, as the layout."""
         return self._laid_out()
+
+    @property
+    def wish(self) -> Wish:
+        """What this episode asks for, with its kind; privileged, as the layout."""
+        self._laid_out()
+        return self._wish
 
     @property
     def target(self) -> tuple[int, int]:
         """Indices of the block and the plate that the instruction names (the plate counts for "put" only)."""
         self._laid_out()
-        return self._target, self._plate
+        return self._wish.block, self._wish.plate
 
     def step(self, action: NDArray[np.float32]) -> StepResult:
         """Run one control step of 0.1 s. With terminate > 0.5 the arm rests and the episode ends.
@@ -151,7 +153,7 @@ class TabletopTask:
             action: float32 (8,), clipped to the limits of `action_spec`.
 
         Returns:
-            The observation after the step; `info` says "failure" (empty where there is none) and "steps".
+            The observation after the step; `info` says "failure" (empty where there is none), "steps" and the "kind" of the wish.
 
         Raises:
             ActionError: Another shape, values that are not finite, or no reset before.
@@ -165,17 +167,17 @@ class TabletopTask:
             for _ in self._arm.move(motion[1:4], motion[4:7], closed=bool(action[7] > 0.5)):
                 touched += [block for block in self._contacts.touched(self._data) if block not in touched]
             self._mujoco.mj_forward(self._model, self._data)
-            self._held = self._contacts.held(self._data, self._target)
+            self._held = self._contacts.held(self._data, self._wish.block)
             self._steps += 1
             self._judge(touched)
         done = self._succeeded or bool(self._failure) or terminate or self._steps >= self.max_steps
-        info = {"failure": self._failure, "steps": self._steps}
+        info = {"failure": self._failure, "steps": self._steps, "kind": self._wish.kind}
         return StepResult(observation=self._observe(), success=self._succeeded, done=done, info=info)
 
     def expert_action(self) -> NDArray[np.float32]:
         """float32 (8,): the scripted expert's action in the present state; terminate once the instruction is carried out."""
         self._laid_out()
-        block = self._data.body(f"block{self._target}")
+        block = self._data.body(f"block{self._wish.block}")
         return expert_action(
             Situation(
                 skill=self.name,
@@ -183,25 +185,28 @@ class TabletopTask:
                 hand_rotation=self._arm.rotation,
                 opening=self._arm.opening,
                 block_xyz=np.array(block.xpos),
-                plate_xy=self._plate_xyz(self._plate)[:2] if self.name == "put" else None,
+                block_half=self._half(self._wish.block),
+                plate_xy=self._plate_xyz(self._wish.plate)[:2] if self.name == "put" else None,
                 held=self._held,
                 succeeded=self._succeeded,
             )
         )
 
     def instructions(self, seed: int) -> tuple[str, ...]:
-        """All twelve: three blocks to touch or lift, or to put on one of two plates; this episode's own among them."""
-        layout = draw_layout(seed)
-        return tuple(_sentence(layout, *wish) for wish in _WISHES)
+        """All that the scene allows in the usual words (twelve), and this episode's own among or after them."""
+        scene = draw_scene(self._variation, seed)
+        sentences = [wish.sentence for wish in usual_wishes(scene)]
+        own = draw_wish(scene, self.name, seed).sentence
+        return tuple(sentences if own in sentences else [*sentences, own])
 
     def other_instruction(self, seed: int) -> str:
-        """Another instruction for the seed's layout, about another block or another plate; following it is not success here."""
-        layout = draw_layout(seed)
-        target, plate = _draw_target(self.name, seed)
+        """Another instruction for the seed's scene, about another block or another plate; following it is not success here."""
+        scene = draw_scene(self._variation, seed)
+        own = draw_wish(scene, self.name, seed)
         others = [
-            _sentence(layout, skill, block, dish)
-            for skill, block, dish in _WISHES
-            if block != target or (self.name == skill == "put" and dish != plate)
+            wish.sentence
+            for wish in usual_wishes(scene)
+            if wish.block != own.block or (self.name == wish.skill == "put" and wish.plate != own.plate)
         ]
         return others[int(np.random.default_rng([seed, 22, TASKS.index(self.name)]).integers(len(others)))]
 
@@ -225,10 +230,22 @@ class TabletopTask:
     def close(self) -> None:
         """Nothing to free: the model and the renderers belong to the process."""
 
-    def _laid_out(self) -> Layout:
-        if self._layout is None:
+    def _simulate(self, kind: ModelKind) -> None:
+        """Go on with the simulation of this kind of model; each is made once."""
+        if kind not in self._simulations:
+            self._simulations[kind] = _Simulation.of(kind)
+        chosen = self._simulations[kind]
+        self._model, self._data, self._arm = chosen.model, chosen.data, chosen.arm
+        self._contacts, self._drawing = chosen.contacts, chosen.drawing
+
+    def _laid_out(self) -> Scene:
+        if self._scene is None:
             raise ActionError("the task has no layout yet: call reset(seed) first.")
-        return self._layout
+        return self._scene
+
+    def _half(self, block: int) -> float:
+        """Half the height of a block in [m]."""
+        return self._laid_out().kind.shapes[block].half[2]
 
     def _plate_xyz(self, index: int) -> NDArray[np.float64]:
         return np.array(self._data.body(f"plate{index}").xpos)
@@ -241,113 +258,52 @@ class TabletopTask:
         return Observation(images=images, state=state)
 
     def _picture(self, camera: str, height: int, width: int, groups: tuple[int, ...], fine: bool) -> NDArray[np.uint8]:
-        renderer, option = _renderer(height, width, fine), _draw_option(groups)
-        layout = self._laid_out()
-        # The model is shared, so the colours of this task's layout are put on just before drawing.
-        for index, name in enumerate(layout.block_colours):
-            self._model.geom(f"block{index}").rgba[:3] = COLOURS[name]
-        for index, name in enumerate(layout.plate_colours):
-            self._model.geom(f"plate{index}").rgba[:3] = COLOURS[name]
-            self._model.geom(f"plate{index}_ring").rgba[:3] = 0.75 * np.array(COLOURS[name]) + 0.25
-        renderer.update_scene(self._data, camera=PICTURES[camera], scene_option=option)
-        return np.array(renderer.render())
+        scene = self._laid_out()
+        return self._drawing.picture(self._data, scene.layout, scene.look, PICTURES[camera], (height, width), groups, fine)
 
     def _judge(self, touched: list[int]) -> None:
         """Update success and failure; both are kept once reached."""
         if self._succeeded or self._failure:
             return
-        colours = self._laid_out().block_colours
+        scene = self._laid_out()
+        names = [f"{colour} {shape.noun}" for colour, shape in zip(scene.layout.block_colours, scene.kind.shapes, strict=True)]
         if self.name == "touch" and touched:
-            self._succeeded = touched[0] == self._target
-            self._failure = "" if self._succeeded else f"touched the {colours[touched[0]]} block first"
+            self._succeeded = touched[0] == self._wish.block
+            self._failure = "" if self._succeeded else f"touched the {names[touched[0]]} first"
         elif self.name == "lift":
             lifted = [block for block in range(BLOCKS) if self._is_lifted(block)]
-            self._succeeded = self._target in lifted
-            self._failure = "" if self._succeeded or not lifted else f"lifted the {colours[lifted[0]]} block"
+            self._succeeded = self._wish.block in lifted
+            self._failure = "" if self._succeeded or not lifted else f"lifted the {names[lifted[0]]}"
         elif self.name == "put":
             self._succeeded = self._is_put()
 
     def _is_lifted(self, block: int) -> bool:
-        return bool(self._data.body(f"block{block}").xpos[2] >= LIFTED_M + BLOCK_HALF) and self._contacts.held(self._data, block)
+        return bool(self._data.body(f"block{block}").xpos[2] >= LIFTED_M + self._half(block)) and self._contacts.held(self._data, block)
 
     def _is_put(self) -> bool:
-        block = self._data.body(f"block{self._target}")
-        aside = np.linalg.norm(block.xpos[:2] - self._plate_xyz(self._plate)[:2])
+        block = self._data.body(f"block{self._wish.block}")
+        aside = np.linalg.norm(block.xpos[:2] - self._plate_xyz(self._wish.plate)[:2])
         return bool(
             aside < 0.042
             and self._arm.opening > 0.7
             and np.linalg.norm(block.cvel[3:]) < 0.05
-            and self._target not in self._contacts.touched(self._data)
-            and self._contacts.rests(self._data, self._target, self._plate)
+            and self._wish.block not in self._contacts.touched(self._data)
+            and self._contacts.rests(self._data, self._wish.block, self._wish.plate)
         )
 
 
-class _ContactTable:
-    """Which geom belongs to what, for reading MuJoCo's contacts."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Simulation:
+    """A model with this task's own state of it."""
 
-    def __init__(self, model: Any) -> None:
-        blocks = [model.geom(f"block{index}").id for index in range(BLOCKS)]
-        plates = [model.geom(f"plate{index}_top").id for index in range(PLATES)]
-        robot = model.geom_contype == 2
-        self._block_of = np.full(model.ngeom, -1)
-        self._block_of[blocks] = np.arange(BLOCKS)
-        self._plate_of = np.full(model.ngeom, -1)
-        self._plate_of[plates] = np.arange(PLATES)
-        self._is_robot = np.asarray(robot)
-        self._pad_of = np.full(model.ngeom, -1)
-        for side, name in enumerate(("left", "right")):
-            self._pad_of[[model.geom(f"gripper/{name}_pad{index}").id for index in (1, 2)]] = side
+    model: Any
+    data: Any
+    arm: Arm
+    contacts: ContactTable
+    drawing: Drawing
 
-    def _pairs(self, data: Any) -> NDArray[np.intp]:
-        """Touching pairs of geoms, both ways round: (2 n, 2)."""
-        pairs = data.contact.geom[data.contact.dist <= 0.0]
-        return np.concatenate([pairs, pairs[:, ::-1]]) if len(pairs) else np.zeros((0, 2), np.intp)
-
-    def touched(self, data: Any) -> list[int]:
-        """Blocks that the robot touches."""
-        pairs = self._pairs(data)
-        return sorted({int(b) for b in self._block_of[pairs[self._is_robot[pairs[:, 0]], 1]] if b >= 0})
-
-    def held(self, data: Any, block: int) -> bool:
-        """Both fingers' pads touch the block."""
-        pairs = self._pairs(data)
-        sides = self._pad_of[pairs[self._block_of[pairs[:, 1]] == block, 0]]
-        return bool({0, 1} <= set(sides.tolist()))
-
-    def rests(self, data: Any, block: int, plate: int) -> bool:
-        """The block touches the plate."""
-        pairs = self._pairs(data)
-        return bool(np.any((self._block_of[pairs[:, 0]] == block) & (self._plate_of[pairs[:, 1]] == plate)))
-
-
-def _draw_target(task: str, seed: int) -> tuple[int, int]:
-    """Indices of the block and plate that are asked for; independent of the layout."""
-    rng = np.random.default_rng([seed, 21, zlib.crc32(task.encode())])
-    return int(rng.integers(BLOCKS)), int(rng.integers(PLATES))
-
-
-def _sentence(layout: Layout, skill: str, block: int, plate: int) -> str:
-    name = f"the {layout.block_colours[block]} block"
-    return f"put {name} on the {layout.plate_colours[plate]} plate" if skill == "put" else f"{skill} {name}"
-
-
-@functools.cache
-def _renderer(height: int, width: int, fine: bool) -> Any:
-    """A renderer of this size for the whole process; `fine` adds shadows and smooth edges, at many times the cost."""
-    mujoco, model = import_mujoco(), build_model()
-    model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-    model.vis.quality.offsamples = 4 if fine else 0
-    renderer = mujoco.Renderer(model, height, width)
-    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        renderer.scene.flags[flag] = int(fine)
-    close_at_exit(renderer)
-    return renderer
-
-
-@functools.cache
-def _draw_option(groups: tuple[int, ...]) -> Any:
-    option = import_mujoco().MjvOption()
-    option.geomgroup[:] = 0
-    option.geomgroup[list(groups)] = 1
-    option.sitegroup[:] = 0
-    return option
+    @classmethod
+    def of(cls, kind: ModelKind) -> _Simulation:
+        model = build_model(kind)
+        data = import_mujoco().MjData(model)
+        return cls(model=model, data=data, arm=Arm(model, data), contacts=ContactTable(model), drawing=Drawing(kind))

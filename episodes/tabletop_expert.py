@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from episodes.tabletop_arm import DOWN, shortened, vector_from_rotation
-from episodes.tabletop_scene import BLOCK_HALF, PLATE_TOP
+from episodes.tabletop_scene import PLATE_TOP
 
 __all__ = ["Situation", "expert_action"]
 
 LARGEST_STEP, LARGEST_TURN = 0.03, 0.2  # Slower than the limits allow: a policy has time to correct itself.
 GAIN = 0.7  # Share of the remaining way in one step when near.
 HOVER = 0.105  # Travelling height of the open hand: its tips (13 mm lower) clear a block (44 mm).
-CARRY = BLOCK_HALF + 0.07  # Travelling height of a carried block's centre.
-TOUCH_ABOVE = 0.030  # Closed fingertips reach 18 mm below the hand's point: this presses 10 mm into the block's top.
+CARRY = 0.07  # Travelling height of a carried block's underside.
+TOUCH_ABOVE = 0.008  # Over the block's top; closed fingertips reach 18 mm below the hand's point: this presses 10 mm into it.
 FUNNEL_FLAT, FUNNEL_WIDTH = 0.008, 0.035
 
 
@@ -40,6 +40,8 @@ class Situation:
     """1 open .. 0 closed."""
     block_xyz: NDArray[np.float64]
     """float64 (3,), the block's centre, [m]."""
+    block_half: float
+    """Half the block's height, [m]."""
     plate_xy: NDArray[np.float64] | None
     """float64 (2,), the plate's centre for "put", else None."""
     held: bool
@@ -53,7 +55,7 @@ def expert_action(now: Situation) -> NDArray[np.float32]:
     if now.succeeded:
         return _action(terminate=True, closed=now.opening < 0.7)
     if now.skill == "touch":
-        goal = now.block_xyz + np.array([0.0, 0.0, TOUCH_ABOVE])
+        goal = now.block_xyz + np.array([0.0, 0.0, now.block_half + TOUCH_ABOVE])
         return _action(_funnel(now.hand_xyz, goal, HOVER, 0.0), _straighten(now), closed=True)
     if now.skill == "put" and _is_placed(now):
         # Let go; should a finger still lean on the block, leave upwards.
@@ -63,8 +65,8 @@ def expert_action(now: Situation) -> NDArray[np.float32]:
         if now.skill == "lift":
             return _action(np.array([0.0, 0.0, LARGEST_STEP]), turn, closed=True)
         assert now.plate_xy is not None
-        rest = np.array([*now.plate_xy, PLATE_TOP + BLOCK_HALF + 0.001])
-        return _action(_funnel(now.block_xyz, rest, CARRY, 0.0), turn, closed=True)
+        rest = np.array([*now.plate_xy, PLATE_TOP + now.block_half + 0.001])
+        return _action(_funnel(now.block_xyz, rest, now.block_half + CARRY, 0.0), turn, closed=True)
     return _grasp(now)
 
 
@@ -78,14 +80,14 @@ def _grasp(now: Situation) -> NDArray[np.float32]:
         return _action(closed=True)
     # Fingers that are not open yet count as being further away: wait above the block.
     away = 0.1 * max(0.0, 0.85 - now.opening)
-    return _action(_funnel(now.hand_xyz, goal, goal[2] + HOVER - BLOCK_HALF, away), _straighten(now), closed=False)
+    return _action(_funnel(now.hand_xyz, goal, goal[2] + HOVER - now.block_half, away), _straighten(now), closed=False)
 
 
 def _is_placed(now: Situation) -> bool:
     """The block is over the named plate and low enough to be let go."""
     assert now.plate_xy is not None
     aside = float(np.linalg.norm(now.block_xyz[:2] - now.plate_xy))
-    return aside < 0.025 and now.block_xyz[2] < PLATE_TOP + BLOCK_HALF + 0.008
+    return aside < 0.025 and now.block_xyz[2] < PLATE_TOP + now.block_half + 0.008
 
 
 def _funnel(point: NDArray[np.float64], goal: NDArray[np.float64], high: float, away: float) -> NDArray[np.float64]:

