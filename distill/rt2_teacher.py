@@ -555,13 +555,14 @@ def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) 
     write_bytes(folder / "adapter.safetensors", save(weights))
 
 
-def load_teacher(folder: str | Path, *, trainable: bool = False, load: str = "fp32") -> Rt2Teacher:
+def load_teacher(folder: str | Path, *, trainable: bool = False, load: str = "fp32", device: str = "cpu") -> Rt2Teacher:
     """Load a teacher checkpoint.
 
     Args:
         folder: What `save_teacher` wrote.
         trainable: Keep the adapter apart, so that it can be trained on. By default it is merged, for inference.
         load: "fp32", or "int8" or "nf4" for a language model in 8 or 4 bits.
+        device: Where it computes, as torch names it: "cpu", "cuda".
 
     Raises:
         CheckpointError: The folder is missing, incomplete, or of another kind or version.
@@ -596,4 +597,5 @@ def load_teacher(folder: str | Path, *, trainable: bool = False, load: str = "fp
         teacher.content_hash = sha256(folder / "adapter.safetensors")
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read as a teacher checkpoint: {error}. Copy it again, or train it again.") from error
+    teacher = teacher.to(device)
     return teacher if trainable else teacher.merge_adapter()

@@ -45,11 +45,12 @@ from distill.model_card import teacher_card
 from distill.rt2_teacher import GREY, PROMPT, QUESTION, VOCABULARIES, Rt2Teacher, TeacherConfig, load_teacher, save_teacher
 from distill.student import ordinal_embedding
 from distill.teacher_parts import Words
-from distill.web_data import WEB_SETS, WebData, load_web_data
+from distill.web_data import WEB_SETS, WebData, accuracy, held_out_questions, load_web_data
 
 __all__ = ["PLANNER", "TeachConfig", "add_arguments", "run", "teach"]
 
 PLANNER = "episodes.tabletop_plans:plans"
+HELD_OUT_QUESTIONS = 400
 Maps = tuple[Tensor, Tensor]
 
 
@@ -246,6 +247,8 @@ def teach_on_frames(
     module = _Training(teacher, len(batches.answer_names)).to(memory_format=torch.channels_last)  # a fifth faster on a processor
     work = work_folder(out, {**lineage, "config": dataclasses.asdict(config), "actlet": __version__})
     log = work / "train_log.jsonl"
+    held_out = held_out_questions(HELD_OUT_QUESTIONS, height=first.height, width=first.width) if "easy-vqa" in config.web else None
+    scores: dict[str, float] = {}
     for name, steps, rate in (
         ("web", config.web_steps, config.learning_rate),
         ("vision", config.vision_steps, config.vision_learning_rate),
@@ -255,6 +258,8 @@ def teach_on_frames(
             share = 1.0 if name == "web" else config.web_share if web is not None else 0.0
             schedule = FitConfig(steps=steps, batch_size=config.batch_size, learning_rate=rate, seed=config.seed)
             _stage(module, lambda model, generator, share=share: batches.losses(model, share, generator), schedule, work, name)
+            if held_out is not None and name == "web":
+                scores["after the web alone"] = round(accuracy(module.teacher, held_out), 4)
     module.language_on = True
     lineage = {**lineage, "actlet": __version__, "training": dataclasses.asdict(config)}
     trained: Any = module.eval()
@@ -276,6 +281,9 @@ def teach_on_frames(
             log_file=log,
             label="teacher, whole",
         )
+    if held_out is not None:
+        scores["at the end"] = round(accuracy(trained.teacher, held_out), 4)
+        lineage["held_out_questions"] = {"set": "easy-vqa, test", "questions": HELD_OUT_QUESTIONS, "answered right": scores}
     lineage["hours"] = round((time.time() - started) / 3600, 2)
     with new_folder(out, overwrite=overwrite) as partial:
         save_teacher(trained.teacher, partial, lineage=lineage)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlet.errors import MissingExtraError, SpecError, UnknownNameError
 
-__all__ = ["WEB_SETS", "WebData", "easy_vqa", "easy_vqa_collages", "load_web_data"]
+__all__ = ["WEB_SETS", "Answering", "WebData", "accuracy", "easy_vqa", "easy_vqa_collages", "held_out_questions", "load_web_data"]
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("red", "green", "blue", "yellow", "black", "brown", "gray", "teal")
@@ -76,6 +77,36 @@ def load_web_data(names: Sequence[str], *, height: int, width: int, seed: int = 
     if unknown or not names:
         raise UnknownNameError("set of web data", unknown[0] if unknown else "", list(WEB_SETS))
     return WebData.concatenate([WEB_SETS[name](height=height, width=width, seed=seed) for name in names])
+
+
+class Answering(Protocol):
+    """A teacher that answers questions about pictures."""
+
+    def answer(self, pictures: NDArray[np.uint8], questions: Sequence[str]) -> list[str]:
+        """One answer in words per picture (B, h, w, 3) and question (B,)."""
+        ...
+
+
+def held_out_questions(count: int, *, height: int, width: int) -> WebData:
+    """One question each about `count` pictures of easy-VQA's test split, none of which training has: what a teacher still knows.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+    """
+    whole = easy_vqa("test", height=height, width=width, pictures=count, seed=1)
+    rng = np.random.default_rng(2)
+    chosen = [int(rng.choice(np.flatnonzero(whole.picture == picture))) for picture in range(len(whole.images))]
+    return WebData(whole.images, whole.picture[chosen], [whole.questions[i] for i in chosen], [whole.answers[i] for i in chosen])
+
+
+def accuracy(teacher: Answering, data: WebData, batch_size: int = 50) -> float:
+    """Share of the questions whose answer is word for word the expected one; anything may be said, so there is no chance level to speak of."""
+    right = 0
+    for start in range(0, len(data.questions), batch_size):
+        rows = slice(start, start + batch_size)
+        answers = teacher.answer(data.images[data.picture[rows]], data.questions[rows])
+        right += sum(answer == expected for answer, expected in zip(answers, data.answers[rows], strict=True))
+    return right / len(data.questions)
 
 
 def _easy_vqa_for_training(*, height: int, width: int, seed: int) -> WebData:

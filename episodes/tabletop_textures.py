@@ -1,6 +1,7 @@
 """Textures of the tabletop scene: patterns for the table, and symbols for the plates.
 
-No training suite shows any of them (`episodes.tabletop_variations`). They are computed, so that every machine has the same bytes.
+Training shows other patterns, in muted tones, than those by which a policy is judged (`episodes.tabletop_variations`), and no symbols.
+They are computed, so that every machine has the same bytes.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PATTERNS", "STRONG_PAIRS", "SYMBOLS", "add_textures", "pattern_texture", "symbol_texture"]
+__all__ = ["MUTED_PAIRS", "PATTERNS", "STRONG_PAIRS", "SYMBOLS", "TRAINING_PATTERNS", "add_textures", "pattern_texture", "symbol_texture"]
 
 SIZE_PX = 128
 TILE_M = 0.32  # What one table texture covers: 4 cm squares, about the size of a block.
 
+Rgb = tuple[float, float, float]
+
 PATTERNS = ("checker", "stripes", "tiles", "grain")
+TRAINING_PATTERNS = ("blotches", "speckle", "planks")
 
 # Two strong hues each, as (hue in degrees, saturation, value); none is near the colours of training tables.
 _STRONG = {
@@ -29,10 +33,27 @@ _STRONG = {
     "pink-turquoise": ((330, 0.56, 0.98), (176, 0.75, 0.62)),
     "sky-maroon": ((200, 0.58, 0.95), (345, 0.80, 0.36)),
 }
-STRONG_PAIRS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    name: (colorsys.hsv_to_rgb(one[0] / 360, *one[1:]), colorsys.hsv_to_rgb(other[0] / 360, *other[1:]))
-    for name, (one, other) in _STRONG.items()
+# Two muted tones each, of any hues.
+_MUTED = {
+    "sand-grey": ((40, 0.30, 0.85), (220, 0.05, 0.62)),
+    "mist-slate": ((200, 0.12, 0.90), (215, 0.25, 0.50)),
+    "sage-cream": ((110, 0.25, 0.62), (50, 0.15, 0.90)),
+    "rose-stone": ((350, 0.25, 0.80), (30, 0.10, 0.52)),
+    "lilac-ash": ((275, 0.25, 0.78), (270, 0.06, 0.48)),
+    "sea-bone": ((175, 0.30, 0.66), (45, 0.08, 0.90)),
+    "steel-mauve": ((215, 0.30, 0.62), (320, 0.18, 0.82)),
+    "moss-clay": ((85, 0.32, 0.55), (22, 0.33, 0.76)),
 }
+
+
+def _pairs(tones: dict[str, tuple[Rgb, Rgb]]) -> dict[str, tuple[Rgb, Rgb]]:
+    return {
+        name: (colorsys.hsv_to_rgb(one[0] / 360, *one[1:]), colorsys.hsv_to_rgb(other[0] / 360, *other[1:]))
+        for name, (one, other) in tones.items()
+    }
+
+
+STRONG_PAIRS, MUTED_PAIRS = _pairs(_STRONG), _pairs(_MUTED)
 
 # Letters and digits as 5 x 7 dots, one string a row.
 _GLYPHS = {
@@ -51,8 +72,8 @@ def pattern_texture(pattern: str, pair: str) -> NDArray[np.uint8]:
     """uint8 (SIZE_PX, SIZE_PX, 3): one tile of a table's pattern; it repeats without a seam, but for the grain.
 
     Args:
-        pattern: One of `PATTERNS`.
-        pair: A key of `STRONG_PAIRS`.
+        pattern: One of `PATTERNS` or `TRAINING_PATTERNS`.
+        pair: A key of `STRONG_PAIRS` or `MUTED_PAIRS`.
     """
     y, x = np.mgrid[0:SIZE_PX, 0:SIZE_PX] / SIZE_PX
     if pattern == "checker":
@@ -61,14 +82,31 @@ def pattern_texture(pattern: str, pair: str) -> NDArray[np.uint8]:
         share = (np.floor(8 * (x + y)) % 2).astype(float)
     elif pattern == "tiles":
         share = (np.minimum((4 * x) % 1, (4 * y) % 1) < 0.14).astype(float)
+    elif pattern == "blotches":
+        share = 1 / (1 + np.exp(-6 * _smooth_noise(5, x, y)))
+    elif pattern == "speckle":
+        share = np.clip(0.5 + 0.6 * np.random.default_rng(5).standard_normal((SIZE_PX // 2, SIZE_PX // 2)), 0, 1).repeat(2, 0).repeat(2, 1)
+    elif pattern == "planks":
+        tone = np.random.default_rng(6).uniform(0, 1, 4)[np.floor(4 * y).astype(int)]
+        share = np.where((4 * y) % 1 < 0.06, 1.0, 0.6 * tone)
     else:
         # Wood: rings of a slowly warped coordinate, with fine noise along the grain.
         warp = 0.10 * np.sin(2 * np.pi * y) + 0.05 * np.sin(2 * np.pi * (3 * y + x))
         fine = np.random.default_rng(7).uniform(-0.12, 0.12, (SIZE_PX // 8, SIZE_PX)).repeat(8, axis=0)
         share = np.clip(0.5 + 0.6 * np.sin(2 * np.pi * 6 * (x + warp)) + fine, 0.0, 1.0)
-    one, other = (np.array(colour) for colour in STRONG_PAIRS[pair])
+    one, other = (np.array(colour) for colour in {**STRONG_PAIRS, **MUTED_PAIRS}[pair])
     mixed = share[..., None] * other + (1.0 - share[..., None]) * one
     return np.asarray(np.round(255 * mixed), np.uint8)
+
+
+def _smooth_noise(seed: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A sum of waves of low frequency, about -1 .. 1, without a seam."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros_like(x)
+    for _ in range(12):
+        a, b = rng.integers(-4, 5, 2)
+        total += np.sin(2 * np.pi * (a * x + b * y + rng.random()))
+    return np.asarray(total / np.sqrt(6))
 
 
 def symbol_texture(symbol: str) -> NDArray[np.uint8]:
@@ -103,7 +141,9 @@ def symbol_texture(symbol: str) -> NDArray[np.uint8]:
 
 def add_textures(mujoco: Any, spec: Any) -> None:
     """Add all textures to a model's specification, each with a material of the same name: ``"checker cyan-navy"``, ``"star"``."""
-    pictures = {f"{pattern} {pair}": (pattern_texture(pattern, pair), 1.0 / TILE_M, True) for pattern in PATTERNS for pair in STRONG_PAIRS}
+    names = [(pattern, pair) for pattern in PATTERNS for pair in STRONG_PAIRS]
+    names += [(pattern, pair) for pattern in TRAINING_PATTERNS for pair in MUTED_PAIRS]
+    pictures = {f"{pattern} {pair}": (pattern_texture(pattern, pair), 1.0 / TILE_M, True) for pattern, pair in names}
     # Turned so that a symbol stands upright for the front camera, which looks towards the robot.
     pictures |= {symbol: (np.rot90(symbol_texture(symbol)), 1.0, False) for symbol in SYMBOLS}
     for name, (picture, repeat, uniform) in pictures.items():

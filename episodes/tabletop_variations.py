@@ -4,8 +4,8 @@
 suite                   what is varied
 ======================  ============================================================================================================
 tabletop                nothing
-tabletop-varied         TRAINING variety: plain tables and floors of muted tones, brightness, a jitter of the front camera; a third of
-                        the scenes stay plain
+tabletop-varied         TRAINING variety: tables of muted tones, some with a pattern, muted floors, brightness, a jitter of the front
+                        camera; a third of the scenes stay plain
 tabletop-objects        three shapes that no demonstration shows: a can, a brick, a post
 tabletop-colours        blocks in three of four colours that no demonstration shows or names
 tabletop-backgrounds    tables with patterns of two strong hues, or of one
@@ -28,7 +28,7 @@ import numpy as np
 
 from episodes.tabletop_drawing import Look, Rgb
 from episodes.tabletop_scene import BLOCKS, COLOURS, PLATES, UNSEEN_COLOURS, BlockShape, Layout, ModelKind, draw_layout
-from episodes.tabletop_textures import PATTERNS, STRONG_PAIRS, SYMBOLS
+from episodes.tabletop_textures import MUTED_PAIRS, PATTERNS, STRONG_PAIRS, SYMBOLS, TRAINING_PATTERNS
 
 __all__ = ["PLAIN", "SHAPES", "SIZES", "VARIATIONS", "Scene", "Tone", "Variation", "draw_scene"]
 
@@ -80,6 +80,10 @@ class Variation:
     """The same of the floor."""
     patterned_share: float = 0.0
     """Share of the scenes whose table has a pattern instead."""
+    patterns: tuple[str, ...] = PATTERNS
+    """Which; of `episodes.tabletop_textures`."""
+    pairs: tuple[str, ...] = tuple(STRONG_PAIRS)
+    """In which two colours."""
     brightness: tuple[tuple[float, float], ...] = ()
     """Ranges of the factor on all lights, one of which is drawn; 1 when empty."""
     tint: tuple[float, float] = (0.0, 0.0)
@@ -94,9 +98,9 @@ class Variation:
     """Sentences that no demonstration has, and scenes that they need."""
 
 
-# What training shows: greys, pale tints, and plain wood.
+# What training shows: greys, muted tints, and plain wood.
 TRAINING_TONES = (
-    Tone(saturation=(0.0, 0.22), value=(0.50, 0.92)),
+    Tone(saturation=(0.0, 0.35), value=(0.40, 0.92)),
     Tone(hue_deg=(18.0, 42.0), saturation=(0.22, 0.50), value=(0.45, 0.85)),
 )
 TRAINING_FLOORS = (Tone(saturation=(0.0, 0.25), value=(0.20, 0.60)),)
@@ -110,6 +114,9 @@ VARIATIONS: dict[str, Variation] = {
     "tabletop-varied": Variation(
         table_tones=TRAINING_TONES,
         floor_tones=TRAINING_FLOORS,
+        patterned_share=0.4,
+        patterns=TRAINING_PATTERNS,
+        pairs=tuple(MUTED_PAIRS),
         brightness=((0.80, 1.15),),
         eye_m=(0.0, EYE_JITTER_M),
         look_m=(0.0, LOOK_JITTER_M),
@@ -173,9 +180,10 @@ def _draw_look(variation: Variation, layout: Layout, rng: np.random.Generator) -
         look = dataclasses.replace(look, floor_rgb=_draw_tone(variation.floor_tones, [], rng))
     if rng.random() < variation.patterned_share:
         # The pair of hues that stands out most from what lies on the table, of three that are drawn.
-        pairs = [str(name) for name in rng.choice(np.array(list(STRONG_PAIRS)), 3, replace=False)]
-        pair = max(pairs, key=lambda name: min(_distance(rgb, thing) for rgb in STRONG_PAIRS[name] for thing in things))
-        look = dataclasses.replace(look, table_rgb=(1.0, 1.0, 1.0), table_pattern=f"{rng.choice(np.array(PATTERNS))} {pair}")
+        known = {**STRONG_PAIRS, **MUTED_PAIRS}
+        pairs = [str(name) for name in rng.choice(np.array(variation.pairs), 3, replace=False)]
+        pair = max(pairs, key=lambda name: min(_distance(rgb, thing) for rgb in known[name] for thing in things))
+        look = dataclasses.replace(look, table_rgb=(1.0, 1.0, 1.0), table_pattern=f"{rng.choice(np.array(variation.patterns))} {pair}")
     if variation.brightness:
         brightness = float(rng.uniform(*variation.brightness[rng.integers(len(variation.brightness))]))
         tint = float(rng.uniform(*variation.tint) * rng.choice([-1.0, 1.0]))

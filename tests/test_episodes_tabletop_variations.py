@@ -15,7 +15,7 @@ from episodes.rollout import evaluate
 from episodes.suites import SUITES, make_suite
 from episodes.tabletop_drawing import Look
 from episodes.tabletop_scene import COLOURS, UNSEEN_COLOURS, ModelKind, draw_layout
-from episodes.tabletop_textures import PATTERNS, STRONG_PAIRS, SYMBOLS, pattern_texture, symbol_texture
+from episodes.tabletop_textures import MUTED_PAIRS, PATTERNS, STRONG_PAIRS, SYMBOLS, TRAINING_PATTERNS, pattern_texture, symbol_texture
 from episodes.tabletop_variations import PLAIN, TRAINING_FLOORS, TRAINING_TONES, VARIATIONS, draw_scene
 from episodes.tabletop_words import MARGIN_M, PARAPHRASES, SKILLS, draw_wish, relations, usual_wishes
 
@@ -152,7 +152,8 @@ def test_a_third_of_the_training_scenes_is_plain():
         assert look.light_rgb != plain.light_rgb
         assert look.eye_shift_m != plain.eye_shift_m
         assert look.look_shift_m != plain.look_shift_m
-        assert look.table_pattern == ""
+    patterned = [look for look in varied if look.table_pattern]
+    assert 0.3 < len(patterned) / len(varied) < 0.5
 
 
 def test_training_stays_within_its_ranges():
@@ -160,12 +161,25 @@ def test_training_stays_within_its_ranges():
     plain = Look()
     for seed in SEEDS:
         look = draw_scene(VARIATIONS["tabletop-varied"], seed).look
-        assert look.table_rgb == plain.table_rgb or any(tone.holds(look.table_rgb) for tone in TRAINING_TONES)
+        if look.table_pattern:
+            pattern, pair = look.table_pattern.split()
+            assert pattern in TRAINING_PATTERNS
+            assert pair in MUTED_PAIRS
+        else:
+            assert look.table_rgb == plain.table_rgb or any(tone.holds(look.table_rgb) for tone in TRAINING_TONES)
         assert look.floor_rgb == plain.floor_rgb or any(tone.holds(look.floor_rgb) for tone in TRAINING_FLOORS)
         assert len(set(look.light_rgb)) == 1
         assert 0.8 <= look.light_rgb[0] <= 1.15
         assert max(np.abs(look.eye_shift_m)) <= 0.015
         assert max(np.abs(look.look_shift_m)) <= 0.010
+
+
+def test_muted_pairs_belong_to_the_training_family_and_strong_ones_do_not():
+    """The two kinds of patterned tables share neither pattern nor colour."""
+    assert not set(PATTERNS) & set(TRAINING_PATTERNS)
+    for tones, expected in ((MUTED_PAIRS, True), (STRONG_PAIRS, False)):
+        for rgb in [colour for pair in tones.values() for colour in pair]:
+            assert any(tone.holds(rgb) for tone in TRAINING_TONES) is expected
 
 
 def test_the_plain_table_belongs_to_the_training_family():
@@ -195,6 +209,7 @@ def test_backgrounds_lie_outside_training():
     for seed in SEEDS:
         look = draw_scene(VARIATIONS["tabletop-backgrounds"], seed).look
         colours = STRONG_PAIRS[look.table_pattern.split()[1]] if look.table_pattern else (look.table_rgb,)
+        assert not look.table_pattern.startswith(TRAINING_PATTERNS)
         assert not any(tone.holds(rgb) for rgb in colours for tone in TRAINING_TONES)
         assert (look.floor_rgb, look.light_rgb, look.eye_shift_m) == (Look().floor_rgb, Look().light_rgb, Look().eye_shift_m)
         patterned += bool(look.table_pattern)
