@@ -79,6 +79,8 @@ def fit(
             and whether they are matrices that Muon updates instead of AdamW ("muon", False).
     """
     accelerator = Accelerator()
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32: the weights stay float32
     set_seed(config.seed)
     groups = parameter_groups or [{"params": [p for p in module.parameters() if p.requires_grad]}]
     by_optimizer: dict[type[torch.optim.Optimizer], list[dict[str, Any]]] = {}

@@ -182,6 +182,7 @@ class Rt2Teacher(nn.Module):
         self.register_buffer("overwritten", torch.from_numpy(self.vocabulary.ids), persistent=False)
         self._texts: dict[str, Text] = {}
         self._prefixes: dict[tuple[str, ...], tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]] = {}
+        self._learns = True
         self._draws: torch.Generator | None = None
         self.content_hash = ""
         """SHA-256 of the checkpoint's weights, empty before it is loaded from one."""
@@ -213,6 +214,8 @@ class Rt2Teacher(nn.Module):
     def texts(self, prompts: Sequence[str]) -> Text:
         """Token ids and frozen language features of a batch of prompts, padded on the right; cached per prompt."""
         for prompt in dict.fromkeys(prompts):
+            if prompt in self._texts and self._texts[prompt].ids.device != self.device:
+                self._texts[prompt] = self._texts[prompt].to(self.device)
             if prompt not in self._texts:
                 ids = torch.tensor([self._text_tokenizer(prompt)["input_ids"]], device=self.device)
                 with torch.inference_mode(False), torch.no_grad(), self._without_adapter():
@@ -248,7 +251,7 @@ class Rt2Teacher(nn.Module):
         """Add the adapter to the weights that it adapts: the same answers in less time, no more training. In 8 or 4 bits it stays apart."""
         for module in self._adapted() if self.load == "fp32" else ():
             module.merge()
-        self._prefixes.clear()
+        self._learns = False
         return self.eval()
 
     def words(self, answers: Sequence[str]) -> Words:
@@ -360,8 +363,8 @@ class Rt2Teacher(nn.Module):
         return torch.cat([tokens, self._embed(self.answer_ids, len(scene))], dim=1)
 
     def _known_prefix(self, prompts: tuple[str, ...], which: Tensor) -> tuple[Prefix, Tensor]:
-        """For inference: keys and values computed once per set of prompts; and the vision's condition of each prompt."""
-        if prompts not in self._prefixes:
+        """Keys and values of the prompts, and the vision's condition of each; computed once per set of prompts when nothing learns any more."""
+        if self._learns or prompts not in self._prefixes:
             text = self.texts(prompts)
             if len(self._prefixes) >= _PREFIXES_KEPT:
                 self._prefixes.pop(next(iter(self._prefixes)))
@@ -549,7 +552,7 @@ def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) 
         },
     )
     weights = {
-        name: value.to(torch.float16).contiguous() if value.is_floating_point() else value.contiguous()
+        name: value.to(torch.float16).cpu().contiguous() if value.is_floating_point() else value.cpu().contiguous()
         for name, value in _own_weights(teacher).items()
     }
     write_bytes(folder / "adapter.safetensors", save(weights))

@@ -303,7 +303,7 @@ def _stage(module: _Training, losses: Callable[..., dict[str, Tensor]], config: 
         trained = fit(
             module, losses, config, state_folder=work / f"state-{name}", log_file=work / f"{name}_log.jsonl", label=f"teacher, {name}"
         )
-        save_file({name: p.detach().contiguous() for name, p in _learned(trained).items()}, work / f"{name}.partial")
+        save_file({name: p.detach().cpu().contiguous() for name, p in _learned(trained).items()}, work / f"{name}.partial")
         (work / f"{name}.partial").rename(done)
     module.load_state_dict(load_file(done), strict=False)
 
@@ -319,7 +319,7 @@ class _Batches:
         self.bins = torch.from_numpy(teacher.tokenizer.encode(frames.action))
         self.is_binary = torch.from_numpy(teacher.spec.action.is_binary)
         self.state = torch.from_numpy(frames.state)
-        self.state_mean = teacher.state_mean.cpu()
+        self.state_mean, self.state_std = teacher.state_mean.cpu(), self.state.std(0)
         self.waypoints = torch.from_numpy(frames.waypoints / (frames.waypoints.std(axis=(0, 1)) + 1e-3))
         prompts = list(dict.fromkeys(PROMPT.format(instruction=text) for text in frames.instructions))
         places = {prompt: place for place, prompt in enumerate(prompts)}
@@ -348,7 +348,7 @@ class _Batches:
         robot = config.batch_size - asked
         rows = self.frames.draw(robot, config.undecided_share, generator)
         planned = round(config.plan_share * robot) if self.plans is not None else 0
-        noise = config.state_noise * self.state.std(0) * torch.randn(robot, self.state.shape[1], generator=generator)
+        noise = config.state_noise * self.state_std * torch.randn(robot, self.state.shape[1], generator=generator)
         state = self.state[rows] + noise
         which = self.prompt_of[rows]
         inputs = [_take(x, rows) for x in self.robot_inputs]

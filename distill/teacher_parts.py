@@ -37,6 +37,10 @@ class Text:
     mask: Tensor
     """int64 (U, L), 0 where padded."""
 
+    def to(self, device: torch.device) -> Text:
+        """The same elsewhere."""
+        return Text(self.ids.to(device), self.hidden.to(device), self.mask.to(device))
+
     @classmethod
     def join(cls, rows: Sequence[Text]) -> Text:
         """Several of one row each."""
