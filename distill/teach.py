@@ -538,6 +538,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps, help="updates of the whole network (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="frames per update (default: %(default)s)")
     parser.add_argument(
+        "--learning-rate", type=float, default=defaults.learning_rate, help="peak, of the whole network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--vision-learning-rate", type=float, default=defaults.vision_learning_rate, help="peak, of the vision alone (default: %(default)s)"
+    )
+    parser.add_argument(
         "--layers",
         type=int,
         default=TeacherConfig().layers,
@@ -555,6 +561,8 @@ def run(arguments: argparse.Namespace) -> int:
         vision_steps=arguments.vision_steps,
         steps=arguments.steps,
         batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        vision_learning_rate=arguments.vision_learning_rate,
         web=tuple(arguments.web),
         web_share=arguments.web_share,
         web_steps=arguments.web_steps,
