@@ -3,6 +3,7 @@
     closed-loop   success on the same episodes, with intervals, and against the first policy
     latency       time of a decision, memory and size, all by turns in one run
     all           both, and with --out the report
+    generalise    success on things that no demonstration showed, axis by axis (`benchmarks.generalisation`)
 
 A policy is the folder of a bundle, a student or a teacher, alone or as ``name=folder``; the first one is what the others
 are compared with. A folder that `actlet demo` wrote stands for its four policies. The ceiling is printed first, then a
@@ -17,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from actlet.errors import CallerError
 from actlet.provenance import utc_now
 from actlet.storage import write_json
 from benchmarks.closed_loop import ClosedLoopConfig, compare, run_episodes, summarise
+from benchmarks.generalisation import AXES, GeneralisationConfig, axes_table, measure_generalisation, write_generalisation
 from benchmarks.latency import LatencyConfig, measure_latency
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.policies import Contender, parse_contenders
@@ -51,26 +54,42 @@ def with_comparisons(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `actlet bench`."""
     closed, latency = ClosedLoopConfig(), LatencyConfig()
-    parser.add_argument("question", choices=("closed-loop", "latency", "all"), help="what to measure")
+    parser.add_argument("question", choices=("closed-loop", "latency", "all", "generalise"), help="what to measure")
     parser.add_argument("policies", nargs="+", metavar="POLICY", help="folder, name=folder, or a demo's folder")
-    parser.add_argument("--suite", default=closed.suite, help="simulated suite (default: %(default)s)")
+    parser.add_argument("--suite", default=closed.suite, help="simulated suite (default: %(default)s); `generalise` has its own")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the suite)")
-    parser.add_argument("--episodes", type=int, default=closed.episodes, help="episodes of every policy (default: %(default)s)")
+    parser.add_argument(
+        "--episodes", type=int, default=closed.episodes, help="episodes of every policy, on every axis (default: %(default)s)"
+    )
     parser.add_argument("--wrong-episodes", type=int, help="episodes with another instruction (default: as many)")
     parser.add_argument("--workers", type=int, help="processes for episodes (default: one per core)")
     parser.add_argument("--rounds", type=int, default=latency.rounds, help="turns of every policy for latency (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the JSON document to this file, and for `all` report.html beside it")
+    parser.add_argument(
+        "--axes", nargs="+", metavar="AXIS", choices=AXES, help=f"for `generalise`: some of {', '.join(AXES)} (default: all)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="also write the JSON document to this file, and for `all` report.html beside it; for `generalise` a folder, "
+        "where finished parts are kept, so that the same command goes on after Ctrl-C",
+    )
     parser.epilog = """\
 examples:
   actlet bench all demo
   actlet bench latency bundles/float bundles/int8
   actlet bench closed-loop old=bundles/a new=bundles/b --episodes 300 --tasks put
+  actlet bench generalise teacher=runs/teacher int8=bundles/int8 --out runs/axes
+  actlet bench generalise bundles/int8 --axes seen instructions --episodes 300
 """
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `bench`."""
     contenders = parse_contenders(arguments.policies)
+    if arguments.question == "generalise":
+        return _generalise(arguments, contenders)
+    if arguments.axes:
+        raise CallerError(f"--axes is for `actlet bench generalise`, not for {arguments.question!r}: leave it out.")
     closed_loop = latency = None
     if arguments.question != "latency":
         wrong = arguments.episodes if arguments.wrong_episodes is None else arguments.wrong_episodes
@@ -89,6 +108,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         _write(arguments, document)
     print(json.dumps(document, allow_nan=False))
+    return 0
+
+
+def _generalise(arguments: argparse.Namespace, contenders: Sequence[Contender]) -> int:
+    config = GeneralisationConfig(
+        axes=tuple(arguments.axes or AXES),
+        episodes=arguments.episodes,
+        tasks=tuple(arguments.tasks) if arguments.tasks else None,
+        workers=arguments.workers,
+    )
+    document = measure_generalisation(contenders, config, out=arguments.out)
+    print("ceiling: a success of 100 % on every axis\n")
+    print(axes_table(document["policies"]), end="\n\n")
+    if arguments.out is not None:
+        write_generalisation(arguments.out, document)
+    print(json.dumps({key: value for key, value in document.items() if key != "episodes"}, allow_nan=False))
     return 0
 
 

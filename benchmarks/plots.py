@@ -18,11 +18,15 @@ from matplotlib.figure import Figure
 
 from benchmarks.units import as_bytes, as_duration
 
-__all__ = ["latency_plot", "size_plot", "success_plot", "task_plot", "timeline_plot"]
+__all__ = ["axes_plot", "latency_plot", "size_plot", "stand_alone", "success_plot", "task_plot", "timeline_plot"]
 
 _INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
 _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid"} | {colour: f"--series-{i}" for i, colour in enumerate(_SERIES)}
+# The light page's colours, as report_template.html has them.
+_LIGHT = {"--ink": "#1c1e21", "--muted": "#63676e", "--grid": "#e4e5e7"} | {
+    f"--series-{i}": colour for i, colour in enumerate(("#7a7f87", "#2f6fde", "#0c9488", "#d97a12", "#9056c8", "#c23f6d"))
+}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -85,6 +89,36 @@ def task_plot(policies: Sequence[Mapping[str, Any]]) -> str:
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("episodes that succeed, %")
         return _svg(figure, "tasks")
+
+
+def axes_plot(policies: Sequence[Mapping[str, Any]]) -> str:
+    """Success with its 95 % interval on every axis of generalisation, one group per axis and one line per policy."""
+    axes_names = list(policies[0]["axes"])
+    step = len(policies) + 0.6
+    with _style("axes"):
+        figure, axes = _canvas(7.2, 1.0 + 0.24 * len(axes_names) * step)
+        for row, policy in enumerate(policies):
+            for group, axis in enumerate(axes_names):
+                found, y = policy["axes"][axis], group * step + row
+                low, high = found["success_ci95"]
+                axes.plot([100 * low, 100 * high], [y, y], color=_colour(row), linewidth=6, alpha=0.3, solid_capstyle="round")
+                axes.plot(100 * found["success"], y, "o", color=_colour(row), markersize=7, label=policy["name"] if group == 0 else None)
+                axes.annotate(f"{found['successes']}/{found['episodes']}", (104, y), (0, 0), **_RIGHT)
+        axes.set_yticks([group * step + (len(policies) - 1) / 2 for group in range(len(axes_names))], axes_names)
+        axes.invert_yaxis()
+        axes.set_xlim(-3, 116)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("episodes that succeed, %")
+        if len(policies) > 1:
+            figure.legend(frameon=False, loc="outside upper center", ncols=min(4, len(policies)), fontsize=9)
+        return _svg(figure, "axes")
+
+
+def stand_alone(svg: str) -> str:
+    """A drawing as a file of its own: with the namespace and the colours (those of a light page) that it else takes from its page."""
+    for name, colour in _LIGHT.items():
+        svg = svg.replace(f"var({name})", colour)
+    return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg" style="background: #ffffff; font-family: sans-serif"', 1) + "\n"
 
 
 def latency_plot(policies: Sequence[Mapping[str, Any]]) -> str:

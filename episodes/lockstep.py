@@ -48,7 +48,7 @@ class EpisodeResult:
     path_length: float | None = None
     gripper_flips: int | None = None
     kind: str = ""
-    """What kind of instruction it was, where the task says so (``StepResult.info["kind"]``); results may be split by it."""
+    """What kind of instruction it was, where the task has the attribute ``instruction_kind``; results may be split by it."""
     error: str = ""
     """Type and message of the exception that ended the episode, empty when there was none."""
 
@@ -78,9 +78,9 @@ class Outcome:
     """float32 (T, A): what the scripted expert would have done in every state of `episode`."""
 
 
-def failed_outcome(plan: PlannedEpisode, error: str, *, instruction: str = "", steps: int = 0) -> Outcome:
+def failed_outcome(plan: PlannedEpisode, error: str, *, instruction: str = "", steps: int = 0, kind: str = "") -> Outcome:
     """The outcome of an episode that an exception ended."""
-    result = EpisodeResult(task=plan.task, seed=plan.seed, instruction=instruction, success=False, steps=steps, error=error)
+    result = EpisodeResult(task=plan.task, seed=plan.seed, instruction=instruction, success=False, steps=steps, kind=kind, error=error)
     return Outcome(index=plan.index, result=result)
 
 
@@ -203,6 +203,7 @@ class _Lane:
             return
         try:
             self.observation, self.instruction = self._task.reset(self._plan.seed)
+            self._kind = str(getattr(self._task, "instruction_kind", ""))
             if wrong_instruction:
                 self.instruction = self._task.other_instruction(self._plan.seed)
             self._states.append(self.observation.state)
@@ -236,7 +237,6 @@ class _Lane:
         result = task.step(action)
         self._actions.append(action)
         self.observation, self._success = result.observation, result.success
-        self._kind = str(result.info.get("kind", ""))
         self._states.append(result.observation.state)
         names = task.action_spec.names
         commanded = "terminate" in names and bool(action[names.index("terminate")] > 0.5)
@@ -251,7 +251,7 @@ class _Lane:
         task, steps = self._task, len(self._actions)
         if self._error or task is None:
             self.close()
-            return failed_outcome(self._plan, self._error, instruction=self.instruction, steps=steps)
+            return failed_outcome(self._plan, self._error, instruction=self.instruction, steps=steps, kind=self._kind)
         actions = np.stack(self._actions)
         quality = motion_quality(np.stack(self._states), actions, task.observation_spec, task.action_spec, task.rate_hz)
         result = EpisodeResult(

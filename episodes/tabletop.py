@@ -125,6 +125,12 @@ class TabletopTask:
         return self._wish.sentence
 
     @property
+    def instruction_kind(self) -> str:
+        """What kind of instruction that is, as `Wish.kind` says; results are split by it."""
+        self._laid_out()
+        return self._wish.kind
+
+    @property
     def layout(self) -> Layout:
         """Where things lay at the reset, for tests and reports; privileged, not for policies."""
         return self._laid_out().layout
@@ -136,7 +142,7 @@ class TabletopTask:
 
     @property
     def wish(self) -> Wish:
-        """What this episode asks for, with its kind; privileged, as the layout."""
+        """What this episode asks for, with its target and kind; privileged, as the layout."""
         self._laid_out()
         return self._wish
 
