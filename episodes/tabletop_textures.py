@@ -1,6 +1,6 @@
 """Textures of the tabletop scene: patterns for the table, and symbols for the plates.
 
-Training shows other patterns, in muted tones, than those by which a policy is judged (`episodes.tabletop_variations`), and no symbols.
+Training shows other patterns, in other colours, than those by which a policy is judged (`episodes.tabletop_variations`), and no symbols.
 They are computed, so that every machine has the same bytes.
 """
 
@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MUTED_PAIRS", "PATTERNS", "STRONG_PAIRS", "SYMBOLS", "TRAINING_PATTERNS", "add_textures", "pattern_texture", "symbol_texture"]
+__all__ = [
+    "PATTERNS",
+    "STRONG_PAIRS",
+    "SYMBOLS",
+    "TRAINING_PAIRS",
+    "TRAINING_PATTERNS",
+    "add_textures",
+    "pattern_texture",
+    "symbol_texture",
+]
 
 SIZE_PX = 128
 TILE_M = 0.32  # What one table texture covers: 4 cm squares, about the size of a block.
@@ -33,8 +42,8 @@ _STRONG = {
     "pink-turquoise": ((330, 0.56, 0.98), (176, 0.75, 0.62)),
     "sky-maroon": ((200, 0.58, 0.95), (345, 0.80, 0.36)),
 }
-# Two muted tones each, of any hues.
-_MUTED = {
+# Two tones each: muted ones of any hues, or strong warm ones.
+_TRAINING = {
     "sand-grey": ((40, 0.30, 0.85), (220, 0.05, 0.62)),
     "mist-slate": ((200, 0.12, 0.90), (215, 0.25, 0.50)),
     "sage-cream": ((110, 0.25, 0.62), (50, 0.15, 0.90)),
@@ -43,6 +52,12 @@ _MUTED = {
     "sea-bone": ((175, 0.30, 0.66), (45, 0.08, 0.90)),
     "steel-mauve": ((215, 0.30, 0.62), (320, 0.18, 0.82)),
     "moss-clay": ((85, 0.32, 0.55), (22, 0.33, 0.76)),
+    "brick-cream": ((12, 0.65, 0.62), (40, 0.20, 0.90)),
+    "mustard-walnut": ((46, 0.65, 0.78), (24, 0.55, 0.42)),
+    "rust-mist": ((16, 0.70, 0.55), (200, 0.10, 0.88)),
+    "hay-olive": ((52, 0.50, 0.85), (62, 0.55, 0.45)),
+    "salmon-cocoa": ((14, 0.45, 0.90), (18, 0.45, 0.42)),
+    "khaki-slate": ((58, 0.40, 0.72), (215, 0.25, 0.45)),
 }
 
 
@@ -53,7 +68,7 @@ def _pairs(tones: dict[str, tuple[Rgb, Rgb]]) -> dict[str, tuple[Rgb, Rgb]]:
     }
 
 
-STRONG_PAIRS, MUTED_PAIRS = _pairs(_STRONG), _pairs(_MUTED)
+STRONG_PAIRS, TRAINING_PAIRS = _pairs(_STRONG), _pairs(_TRAINING)
 
 # Letters and digits as 5 x 7 dots, one string a row.
 _GLYPHS = {
@@ -73,7 +88,7 @@ def pattern_texture(pattern: str, pair: str) -> NDArray[np.uint8]:
 
     Args:
         pattern: One of `PATTERNS` or `TRAINING_PATTERNS`.
-        pair: A key of `STRONG_PAIRS` or `MUTED_PAIRS`.
+        pair: A key of `STRONG_PAIRS` or `TRAINING_PAIRS`.
     """
     y, x = np.mgrid[0:SIZE_PX, 0:SIZE_PX] / SIZE_PX
     if pattern == "checker":
@@ -94,7 +109,7 @@ def pattern_texture(pattern: str, pair: str) -> NDArray[np.uint8]:
         warp = 0.10 * np.sin(2 * np.pi * y) + 0.05 * np.sin(2 * np.pi * (3 * y + x))
         fine = np.random.default_rng(7).uniform(-0.12, 0.12, (SIZE_PX // 8, SIZE_PX)).repeat(8, axis=0)
         share = np.clip(0.5 + 0.6 * np.sin(2 * np.pi * 6 * (x + warp)) + fine, 0.0, 1.0)
-    one, other = (np.array(colour) for colour in {**STRONG_PAIRS, **MUTED_PAIRS}[pair])
+    one, other = (np.array(colour) for colour in {**STRONG_PAIRS, **TRAINING_PAIRS}[pair])
     mixed = share[..., None] * other + (1.0 - share[..., None]) * one
     return np.asarray(np.round(255 * mixed), np.uint8)
 
@@ -142,7 +157,7 @@ def symbol_texture(symbol: str) -> NDArray[np.uint8]:
 def add_textures(mujoco: Any, spec: Any) -> None:
     """Add all textures to a model's specification, each with a material of the same name: ``"checker cyan-navy"``, ``"star"``."""
     names = [(pattern, pair) for pattern in PATTERNS for pair in STRONG_PAIRS]
-    names += [(pattern, pair) for pattern in TRAINING_PATTERNS for pair in MUTED_PAIRS]
+    names += [(pattern, pair) for pattern in TRAINING_PATTERNS for pair in TRAINING_PAIRS]
     pictures = {f"{pattern} {pair}": (pattern_texture(pattern, pair), 1.0 / TILE_M, True) for pattern, pair in names}
     # Turned so that a symbol stands upright for the front camera, which looks towards the robot.
     pictures |= {symbol: (np.rot90(symbol_texture(symbol)), 1.0, False) for symbol in SYMBOLS}

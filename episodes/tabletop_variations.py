@@ -4,8 +4,8 @@
 suite                   what is varied
 ======================  ============================================================================================================
 tabletop                nothing
-tabletop-varied         TRAINING variety: tables of muted tones, some with a pattern, muted floors, brightness, a jitter of the front
-                        camera; a third of the scenes stay plain
+tabletop-varied         TRAINING variety: tables of muted or warm tones, some with a pattern, muted floors, brightness, a jitter of the
+                        front camera, blocks of other sizes and proportions; a third of the scenes stay plain
 tabletop-objects        three shapes that no demonstration shows: a can, a brick, a post
 tabletop-colours        blocks in three of four colours that no demonstration shows or names
 tabletop-backgrounds    tables with patterns of two strong hues, or of one
@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from episodes.tabletop_drawing import Look, Rgb
-from episodes.tabletop_scene import BLOCKS, COLOURS, PLATES, UNSEEN_COLOURS, BlockShape, Layout, ModelKind, draw_layout
-from episodes.tabletop_textures import MUTED_PAIRS, PATTERNS, STRONG_PAIRS, SYMBOLS, TRAINING_PATTERNS
+from episodes.tabletop_scene import BLOCKS, COLOURS, CUBE, PLATES, UNSEEN_COLOURS, BlockShape, Layout, ModelKind, draw_layout
+from episodes.tabletop_textures import PATTERNS, STRONG_PAIRS, SYMBOLS, TRAINING_PAIRS, TRAINING_PATTERNS
 
 __all__ = ["PLAIN", "SHAPES", "SIZES", "VARIATIONS", "Scene", "Tone", "Variation", "draw_scene"]
 
@@ -40,6 +40,15 @@ SHAPES = (
 )
 # Cubes, largest first: the gripper opens by 85 mm.
 SIZES = (BlockShape(half=(0.025,) * 3), BlockShape(half=(0.020,) * 3), BlockShape(half=(0.016,) * 3))
+
+# Boxes that are still called blocks; nothing round, nothing as long or slender as the shapes above.
+TRAINING_SHAPES = (
+    (CUBE, CUBE, CUBE),
+    (BlockShape(half=(0.019,) * 3), BlockShape(half=(0.024,) * 3), CUBE),
+    (BlockShape(half=(0.026, 0.020, 0.022)), BlockShape(half=(0.020, 0.025, 0.022)), BlockShape(half=(0.019, 0.019, 0.022))),
+    (BlockShape(half=(0.022, 0.022, 0.018)), BlockShape(half=(0.020, 0.020, 0.026)), BlockShape(half=(0.018, 0.024, 0.020))),
+    (BlockShape(half=(0.025, 0.018, 0.019)), BlockShape(half=(0.018, 0.018, 0.018)), BlockShape(half=(0.023, 0.023, 0.025))),
+)
 
 KINDS = ("paraphrase", "relation", "size", "symbol")
 SMALLEST_CONTRAST = 0.35  # Distance in RGB (each 0..1) between a table and every block and plate on it.
@@ -70,8 +79,8 @@ class Tone:
 class Variation:
     """What is varied, and how far; the defaults vary nothing. Each axis is drawn on its own."""
 
-    shapes: tuple[BlockShape, ...] = ()
-    """Shapes of the blocks, one each; the usual cubes when empty."""
+    shapes: tuple[tuple[BlockShape, ...], ...] = ()
+    """Shapes of the blocks, one each, of which one set is drawn; the usual cubes when empty."""
     block_colours: tuple[str, ...] = tuple(COLOURS)
     """Colours of the blocks; the layout's own when they are the usual ones."""
     table_tones: tuple[Tone, ...] = ()
@@ -98,10 +107,10 @@ class Variation:
     """Sentences that no demonstration has, and scenes that they need."""
 
 
-# What training shows: greys, muted tints, and plain wood.
+# What training shows: greys, muted tints, and warm hues.
 TRAINING_TONES = (
     Tone(saturation=(0.0, 0.35), value=(0.40, 0.92)),
-    Tone(hue_deg=(18.0, 42.0), saturation=(0.22, 0.50), value=(0.45, 0.85)),
+    Tone(hue_deg=(0.0, 70.0), saturation=(0.35, 0.75), value=(0.40, 0.90)),
 )
 TRAINING_FLOORS = (Tone(saturation=(0.0, 0.25), value=(0.20, 0.60)),)
 # Hues that no training table has, as strong as wood (environments) or stronger (backgrounds).
@@ -112,17 +121,18 @@ PLAIN = Variation()
 VARIATIONS: dict[str, Variation] = {
     "tabletop": PLAIN,
     "tabletop-varied": Variation(
+        shapes=TRAINING_SHAPES,
         table_tones=TRAINING_TONES,
         floor_tones=TRAINING_FLOORS,
         patterned_share=0.4,
         patterns=TRAINING_PATTERNS,
-        pairs=tuple(MUTED_PAIRS),
+        pairs=tuple(TRAINING_PAIRS),
         brightness=((0.80, 1.15),),
         eye_m=(0.0, EYE_JITTER_M),
         look_m=(0.0, LOOK_JITTER_M),
         plain_share=1 / 3,
     ),
-    "tabletop-objects": Variation(shapes=SHAPES),
+    "tabletop-objects": Variation(shapes=(SHAPES,)),
     "tabletop-colours": Variation(block_colours=tuple(UNSEEN_COLOURS)),
     "tabletop-backgrounds": Variation(table_tones=SATURATED_TONES, patterned_share=0.8),
     "tabletop-environments": Variation(
@@ -161,7 +171,8 @@ def draw_scene(variation: Variation, seed: int) -> Scene:
         names = rng.choice(np.array(variation.block_colours), BLOCKS, replace=False)
         layout = dataclasses.replace(layout, block_colours=tuple(str(name) for name in names))
     language = str(rng.choice(np.array(KINDS))) if variation.new_instructions else "usual"
-    shapes = SIZES if language == "size" else variation.shapes or ModelKind().shapes
+    shapes = variation.shapes[rng.integers(len(variation.shapes))] if variation.shapes else ModelKind().shapes
+    shapes = SIZES if language == "size" else shapes
     look = _draw_look(variation, layout, rng)
     if language == "symbol":
         symbols = rng.choice(np.array(SYMBOLS), PLATES, replace=False)
@@ -180,7 +191,7 @@ def _draw_look(variation: Variation, layout: Layout, rng: np.random.Generator) -
         look = dataclasses.replace(look, floor_rgb=_draw_tone(variation.floor_tones, [], rng))
     if rng.random() < variation.patterned_share:
         # The pair of hues that stands out most from what lies on the table, of three that are drawn.
-        known = {**STRONG_PAIRS, **MUTED_PAIRS}
+        known = {**STRONG_PAIRS, **TRAINING_PAIRS}
         pairs = [str(name) for name in rng.choice(np.array(variation.pairs), 3, replace=False)]
         pair = max(pairs, key=lambda name: min(_distance(rgb, thing) for rgb in known[name] for thing in things))
         look = dataclasses.replace(look, table_rgb=(1.0, 1.0, 1.0), table_pattern=f"{rng.choice(np.array(variation.patterns))} {pair}")

@@ -15,7 +15,7 @@ from episodes.rollout import evaluate
 from episodes.suites import SUITES, make_suite
 from episodes.tabletop_drawing import Look
 from episodes.tabletop_scene import COLOURS, UNSEEN_COLOURS, ModelKind, draw_layout
-from episodes.tabletop_textures import MUTED_PAIRS, PATTERNS, STRONG_PAIRS, SYMBOLS, TRAINING_PATTERNS, pattern_texture, symbol_texture
+from episodes.tabletop_textures import PATTERNS, STRONG_PAIRS, SYMBOLS, TRAINING_PAIRS, TRAINING_PATTERNS, pattern_texture, symbol_texture
 from episodes.tabletop_variations import PLAIN, TRAINING_FLOORS, TRAINING_TONES, VARIATIONS, draw_scene
 from episodes.tabletop_words import MARGIN_M, PARAPHRASES, SKILLS, draw_wish, relations, usual_wishes
 
@@ -164,7 +164,7 @@ def test_training_stays_within_its_ranges():
         if look.table_pattern:
             pattern, pair = look.table_pattern.split()
             assert pattern in TRAINING_PATTERNS
-            assert pair in MUTED_PAIRS
+            assert pair in TRAINING_PAIRS
         else:
             assert look.table_rgb == plain.table_rgb or any(tone.holds(look.table_rgb) for tone in TRAINING_TONES)
         assert look.floor_rgb == plain.floor_rgb or any(tone.holds(look.floor_rgb) for tone in TRAINING_FLOORS)
@@ -174,10 +174,10 @@ def test_training_stays_within_its_ranges():
         assert max(np.abs(look.look_shift_m)) <= 0.010
 
 
-def test_muted_pairs_belong_to_the_training_family_and_strong_ones_do_not():
+def test_training_pairs_belong_to_the_training_family_and_strong_ones_do_not():
     """The two kinds of patterned tables share neither pattern nor colour."""
     assert not set(PATTERNS) & set(TRAINING_PATTERNS)
-    for tones, expected in ((MUTED_PAIRS, True), (STRONG_PAIRS, False)):
+    for tones, expected in ((TRAINING_PAIRS, True), (STRONG_PAIRS, False)):
         for rgb in [colour for pair in tones.values() for colour in pair]:
             assert any(tone.holds(rgb) for tone in TRAINING_TONES) is expected
 
