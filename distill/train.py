@@ -40,9 +40,9 @@ from distill.held_out import held_out_error
 from distill.labels import label_frames
 from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import student_card
-from distill.rt2_teacher import load_teacher
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
 from distill.student import Student, StudentConfig, StudentOutput, StudentPolicy, open_student, student_config_json
+from distill.teachers import open_teacher
 from distill.text_encoder import load_text_encoder
 from episodes.episode import Episode
 from episodes.lerobot_dataset import open_dataset
@@ -175,7 +175,7 @@ def distill(
             rate_hz=dataset.rate_hz, horizon=config.horizon, execute_steps=config.execute_steps, max_delay_steps=config.horizon // 4
         ),
     )
-    asked = load_teacher(teacher) if teacher else None
+    asked = open_teacher(teacher) if teacher else None
     tokenizer = ActionTokenizer.fit(frames.action, action)
     if asked is not None:
         require_same(asked.spec.observation, observation, what="observations of teacher and dataset")

@@ -16,7 +16,13 @@ from actlet.storage import read_json
 
 __all__ = ["is_remote", "kind_of", "open_policy"]
 
-_CHECKPOINTS = {"student": ("distill.student", "open_student"), "teacher": ("distill.rt2_teacher", "load_teacher")}
+_CHECKPOINTS = {
+    "student": ("distill.student", "open_student"),
+    "teacher": ("distill.rt2_teacher", "load_teacher"),
+    "foreign_teacher": ("distill.foreign_teacher", "load_foreign_teacher"),
+    "openvla_teacher": ("distill.openvla", "load_openvla"),
+}
+_DESCRIPTION = "actlet_teacher.json"  # In the folder of a checkpoint that is not actlet's own; says its kind.
 
 
 def is_remote(path: str | Path) -> bool:
@@ -25,7 +31,7 @@ def is_remote(path: str | Path) -> bool:
 
 
 def kind_of(path: str | Path) -> str:
-    """ "bundle", "student" or "teacher".
+    """ "bundle", "student", "teacher", or for checkpoints of others "foreign_teacher" or "openvla_teacher".
 
     Raises:
         CallerError: The folder is none of these.
@@ -33,11 +39,15 @@ def kind_of(path: str | Path) -> str:
     path = Path(path)
     if (path / MANIFEST_NAME).is_file():
         return "bundle"
-    config = path / "config.json"
+    config = path / _DESCRIPTION
+    config = config if config.is_file() else path / "config.json"
     document = read_json(config) if config.is_file() else None
     kind = document.get("kind") if isinstance(document, dict) else None
     if kind not in _CHECKPOINTS:
         what = "does not exist" if not path.exists() else f"holds neither {MANIFEST_NAME} nor a config.json of a student or teacher"
+        if isinstance(document, dict) and "model_type" in document:
+            what = f"is a {document['model_type']} of transformers without {_DESCRIPTION}, which says what its tokens mean"
+            what += " and is written by distill.foreign_teacher.ForeignTeacherConfig or distill.openvla.OpenVlaConfig"
         raise CallerError(f"policy {path}: it {what}. Give the folder of a bundle, a student or a teacher.")
     return str(kind)
 
