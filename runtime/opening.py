@@ -1,6 +1,7 @@
 """Opening whatever can drive a robot: a bundle, a student checkpoint, a teacher, or a policy on another machine.
 
-A folder is told apart by what is in it, a policy elsewhere by its "ws://". Checkpoints need torch, which the robot side never
+A folder is told apart by what is in it, a policy elsewhere by its "ws://", or by a file that says where it is and how to ask
+(`runtime.rest_policy`), since servers of ``POST /act`` say nothing of themselves. Checkpoints need torch, which the robot side never
 imports: their packages are reached by name, and only when a checkpoint is opened.
 """
 
@@ -22,6 +23,7 @@ _CHECKPOINTS = {
     "foreign_teacher": ("distill.foreign_teacher", "load_foreign_teacher"),
     "openvla_teacher": ("distill.openvla", "load_openvla"),
 }
+_FILES = {"rest_policy": ("runtime.rest_policy", "open_rest_policy")}
 _DESCRIPTION = "actlet_teacher.json"  # In the folder of a checkpoint that is not actlet's own; says its kind.
 
 
@@ -31,19 +33,25 @@ def is_remote(path: str | Path) -> bool:
 
 
 def kind_of(path: str | Path) -> str:
-    """ "bundle", "student", "teacher", or for checkpoints of others "foreign_teacher" or "openvla_teacher".
+    """ "bundle", "student", "teacher", for checkpoints of others "foreign_teacher" or "openvla_teacher", or "rest_policy" for a file.
 
     Raises:
         CallerError: The folder is none of these.
     """
+    if str(path).startswith(("http:", "https:")):
+        raise CallerError(
+            f"policy {path}: such a server says nothing of itself. Write a file with runtime.rest_policy.RestPolicyConfig, and give that."
+        )
     path = Path(path)
     if (path / MANIFEST_NAME).is_file():
         return "bundle"
-    config = path / _DESCRIPTION
-    config = config if config.is_file() else path / "config.json"
-    document = read_json(config) if config.is_file() else None
+    file = next((place for place in (path, path / _DESCRIPTION, path / "config.json") if place.is_file()), None)
+    try:
+        document = read_json(file) if file is not None else None
+    except ValueError as error:
+        raise CallerError(f"policy {path}: {file} is not JSON ({error}).") from error
     kind = document.get("kind") if isinstance(document, dict) else None
-    if kind not in _CHECKPOINTS:
+    if kind not in (_FILES if path.is_file() else _CHECKPOINTS):
         what = "does not exist" if not path.exists() else f"holds neither {MANIFEST_NAME} nor a config.json of a student or teacher"
         if isinstance(document, dict) and "model_type" in document:
             what = f"is a {document['model_type']} of transformers without {_DESCRIPTION}, which says what its tokens mean"
@@ -56,7 +64,7 @@ def open_policy(path: str | Path, threads: int = 1) -> Policy:
     """Open a policy for inference.
 
     Args:
-        path: The folder of a bundle, a student or a teacher, or the URL of a server.
+        path: The folder of a bundle, a student or a teacher, the URL of an openpi server, or the file of a `runtime.rest_policy`.
         threads: Threads of one prediction on this machine's processor.
 
     Raises:
@@ -72,7 +80,8 @@ def open_policy(path: str | Path, threads: int = 1) -> Policy:
         from runtime.policy import BundlePolicy
 
         return BundlePolicy(path, threads=threads)
-    module, function = _CHECKPOINTS[kind]
-    importlib.import_module("torch").set_num_threads(threads)
+    module, function = (_CHECKPOINTS | _FILES)[kind]
+    if kind in _CHECKPOINTS:
+        importlib.import_module("torch").set_num_threads(threads)
     policy: Policy = getattr(importlib.import_module(module), function)(path)
     return policy

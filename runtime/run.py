@@ -131,7 +131,10 @@ def run_policy(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `actlet run`."""
-    parser.add_argument("policy", help="folder of a bundle or a checkpoint, or the URL of an `actlet serve`, as in ws://10.0.0.2:8000")
+    parser.add_argument(
+        "policy",
+        help="folder of a bundle or a checkpoint, the URL of an `actlet serve`, as in ws://10.0.0.2:8000, or a file of runtime.rest_policy",
+    )
     parser.add_argument("--robot", default=SIMULATED_ROBOT, metavar="MODULE:FACTORY", help="what moves (default: the simulated arm)")
     parser.add_argument("--suite", default="tabletop", help="suite of simulated tasks (default: tabletop)")
     parser.add_argument("--task", help="task of the suite")
