@@ -263,7 +263,7 @@ def load_foreign_teacher(
             f"{folder}: transformers knows no model_type {own.get('model_type')!r}, and the folder brings no code for it."
         )
     if foreign_code:
-        require_trust(folder, own["auto_map"], trust_remote_code)
+        require_trust(folder, trust_remote_code)
     processor = load_processor(folder, trust_remote_code=foreign_code)
     model = load_model(folder, AutoModelForImageTextToText, precision or config.precision, device=device, trust_remote_code=foreign_code)
     # A checkpoint's own settings (penalties, forbidden tokens, an end token among the action ids) would bend the distribution.

@@ -23,7 +23,17 @@ import torch
 from actlet.errors import ActletError, CheckpointError
 from actlet.storage import read_json, sha256
 
-__all__ = ["TRUST_VARIABLE", "Precision", "content_hash", "is_trusted", "load_model", "load_processor", "read_config", "require_trust"]
+__all__ = [
+    "TRUST_VARIABLE",
+    "Precision",
+    "content_hash",
+    "is_trusted",
+    "load_model",
+    "load_processor",
+    "read_config",
+    "remote_code",
+    "require_trust",
+]
 
 Precision = Literal["float32", "bfloat16", "int8", "nf4"]
 """How weights are held: int8 and nf4 by bitsandbytes, which save memory and, on a processor, no time (products of nf4 in float32)."""
@@ -53,22 +63,39 @@ def is_trusted(folder: Path) -> bool:
     return folder.resolve() in named
 
 
-def require_trust(folder: Path, auto_map: Any, trust_remote_code: bool) -> None:
+def remote_code(folder: Path) -> dict[str, str]:
+    """What Python code a folder asks to be run: class of transformers -> "module.Class", of all of its configuration files."""
+    entries: dict[str, str] = {}
+    for name in _CONFIGURATIONS:
+        try:
+            document = read_json(folder / name) if (folder / name).is_file() else {}
+        except ValueError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error}") from error
+        auto_map = document.get("auto_map") if isinstance(document, dict) else None
+        for key, value in (auto_map if isinstance(auto_map, dict) else {}).items():
+            classes = [str(entry) for entry in (value if isinstance(value, list) else [value]) if entry]
+            entries[str(key)] = " or ".join(classes)
+    return entries
+
+
+_CONFIGURATIONS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+def require_trust(folder: Path, trust_remote_code: bool) -> None:
     """Refuse to run a checkpoint's own code unless the caller allowed it.
 
     Args:
         folder: The checkpoint.
-        auto_map: What its config.json says: class of transformers -> "module.Class" of the folder.
         trust_remote_code: What the caller said.
 
     Raises:
         CheckpointError: Not allowed, or the code would come from somewhere else than the folder.
     """
-    entries = {str(key): str(value) for key, value in auto_map.items()} if isinstance(auto_map, dict) else {}
-    elsewhere = [value for value in entries.values() if "--" in value]
+    entries = remote_code(folder)
+    elsewhere = sorted({value for value in entries.values() if "--" in value})
     if elsewhere:
         raise CheckpointError(
-            f"{folder}: config.json names code of other repositories, {elsewhere}: only code in the folder is run. "
+            f"{folder}: its configuration names code of other repositories, {elsewhere}: only code in the folder is run. "
             "Copy these files into it and remove the part before '--'."
         )
     if not (trust_remote_code or is_trusted(folder)):
