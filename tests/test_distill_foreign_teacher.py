@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_vlms import ARCHITECTURES, TEXTS, save_tiny_vlm, tiny_tokenizer
+from tiny_vlms import ARCHITECTURES, TEXTS, save_tiny_vlm, tiny_qwen2_vl, tiny_tokenizer
 
 from actlet.action_tokens import ActionTokenizer
 from actlet.errors import ActionError, CallerError, CheckpointError, ObservationError, SpecError
@@ -96,6 +96,8 @@ def without_a_cache(teacher: ForeignTeacher, seen: list[Observation], instructio
     if "token_type_ids" in inputs:  # PaliGemma: 0 for the prefix, 1 for the answer; Gemma 3: 1 for pictures.
         kind = 1 if teacher.model.config.model_type == "paligemma" else 0
         inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], torch.full_like(new, kind)], dim=1)
+    if "mm_token_type_ids" in inputs:  # Qwen2-VL: 0 for text.
+        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(new)], dim=1)
     with torch.no_grad():
         logits = teacher.model(**inputs, use_cache=False).logits[:, -emitted.shape[1] :]
     return torch.softmax(logits[..., torch.from_numpy(teacher.vocabulary.ids)], -1).numpy()
@@ -105,6 +107,22 @@ def test_decoding_token_by_token_equals_one_whole_pass(teacher: ForeignTeacher) 
     """Cache, padding, positions and pictures are right: the constrained distribution is the softmax over the action ids of a pass
     without a cache over the same tokens, to the rounding of float32. Answers are not nearly uniform, so the comparison says something."""
     seen = observations(2)
+    emitted = teacher.emit(seen, INSTRUCTIONS)
+    whole = without_a_cache(teacher, seen, INSTRUCTIONS, emitted.token_ids)
+    assert whole.max() > 3 / 256
+    np.testing.assert_allclose(emitted.probabilities.numpy(), whole, atol=2e-5)
+
+
+def test_positions_in_three_dimensions(tmp_path: Path) -> None:
+    """The same for Qwen2-VL, whose model remembers positions between calls: asked about another batch in between."""
+    from transformers import GenerationConfig
+
+    model, processor = tiny_qwen2_vl()
+    model.generation_config = GenerationConfig(do_sample=False, pad_token_id=processor.tokenizer.pad_token_id)
+    ids = tuple(action_vocabulary("least_used", processor.tokenizer).ids.tolist())
+    config = ForeignTeacherConfig(spec=SPEC, cameras=("wrist",), tokenizer=BOUNDS, action_token_ids=ids, vocabulary="least_used")
+    teacher, seen = ForeignTeacher(config, model, processor, tmp_path), observations(2)
+    teacher.predict(seen[:1], ["touch"])
     emitted = teacher.emit(seen, INSTRUCTIONS)
     whole = without_a_cache(teacher, seen, INSTRUCTIONS, emitted.token_ids)
     assert whole.max() > 3 / 256

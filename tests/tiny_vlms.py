@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["ARCHITECTURES", "save_tiny_vlm", "tiny_tokenizer"]
+__all__ = ["ARCHITECTURES", "save_tiny_vlm", "tiny_qwen2_vl", "tiny_tokenizer"]
 
 TEXTS = ("put the red block on the plate", "lift the blue cup", *(str(number) for number in range(256)))
 # Widths are multiples of 64: in blocks of 64 weights bitsandbytes keeps 4-bit numbers on a processor.
@@ -118,6 +118,33 @@ def _llava() -> tuple[Any, Any]:
     return LlavaForConditionalGeneration(config), processor
 
 
+def tiny_qwen2_vl() -> tuple[Any, Any]:
+    """Positions in three dimensions, pictures of any size. Its processor reads videos too, for which transformers needs torchvision: it
+    is made here without that part, and cannot be saved."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    class PicturesOnly(Qwen2VLProcessor):
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type:
+            return type(argument)
+
+    names = {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>", "image": "<|image_pad|>", "video": "<|video_pad|>"}
+    tokenizer = tiny_tokenizer(*names.values(), "<|im_start|>", padding_side="left")
+    pictures = Qwen2VLImageProcessorPil(patch_size=7, temporal_patch_size=2, merge_size=2, min_pixels=28 * 28, max_pixels=28 * 28)
+    template = _template("<|im_start|>user\n", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_start|>assistant\n")
+    vision = {"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2, "patch_size": 7}
+    positions = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    config = Qwen2VLConfig(
+        text_config=_text_options(tokenizer, rope_parameters=positions),
+        vision_config={**vision, "spatial_merge_size": 2, "temporal_patch_size": 2},
+        **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(text) for name, text in names.items()},
+    )
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(config).eval()
+    _widen(model)
+    return model, PicturesOnly(pictures, tokenizer, chat_template=template)
+
+
 ARCHITECTURES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "paligemma": _paligemma,
     "idefics3": _idefics3,
@@ -132,9 +159,13 @@ def save_tiny_vlm(name: str, folder: Path) -> Any:
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         model, processor = ARCHITECTURES[name]()
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                torch.nn.init.normal_(weight, std=0.25)
+        _widen(model)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return processor
+
+
+def _widen(model: torch.nn.Module) -> None:
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.25)
