@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -165,7 +166,10 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise CheckpointError(f"{folder}: its processor cannot be loaded ({type(error).__name__}): {_first_lines(error)}") from error
+        hint = ""
+        if "video" in str(error).lower() and importlib.util.find_spec("torchvision") is None:
+            hint = " It reads videos too, for which transformers needs torchvision. Run: pip install torchvision"
+        raise CheckpointError(f"{folder}: its processor cannot be loaded ({type(error).__name__}): {_first_lines(error)}{hint}") from error
     for part in ("tokenizer", "image_processor"):
         if getattr(processor, part, None) is None:
             raise CheckpointError(f"{folder}: {type(processor).__name__} has no {part}: expected a model that reads pictures and text.")

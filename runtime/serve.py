@@ -276,10 +276,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--connections", type=int, default=defaults.connections, help=f"robots at once (default: {defaults.connections})")
     parser.add_argument("--threads", type=int, default=1, help="threads of the policy (default: 1)")
+    parser.add_argument(
+        "--wire", choices=("openpi", "act"), default="openpi", help="openpi's websocket, or OpenVLA's POST /act (default: openpi)"
+    )
     parser.epilog = """\
 examples:
   actlet serve                                    the teacher that comes along, for this machine alone
   actlet serve bundles/int8 --host 0.0.0.0        a bundle, for the robots of this network (there is no password)
+  actlet serve bundles/int8 --wire act --port 8777  for clients of OpenVLA's and OFT's servers, see runtime/rest_server.py
   curl http://127.0.0.1:8000/healthz              is it up?
   actlet run ws://10.0.0.2:8000 --task put        drive the simulated arm with a policy on another machine
 """
@@ -291,8 +295,28 @@ def run(arguments: argparse.Namespace) -> int:
         host=arguments.host, port=arguments.port, largest_batch=arguments.largest_batch, connections=arguments.connections
     )
     folder = arguments.policy or importlib.import_module("distill").shipped_teacher()
+    if arguments.wire == "act":
+        return _serve_rest(open_policy(folder, arguments.threads), config, str(folder))
     server = PolicyServer(open_policy(folder, arguments.threads), config)
     return asyncio.run(_serve_until_signalled(server, str(folder)))
+
+
+def _serve_rest(policy: Policy, config: ServerConfig, name: str) -> int:
+    from runtime.rest_server import RestServer
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *unused: stop.set())
+    with RestServer(
+        policy, host=config.host, port=config.port, connections=config.connections, idle_timeout_s=config.idle_timeout_s
+    ) as server:
+        print(f"{name} at {server.url}; stop with Ctrl-C", file=sys.stderr, flush=True)
+        told = 0
+        while not stop.wait(_STATUS_EVERY_S):
+            if server.answered + server.failed > told:
+                told = server.answered + server.failed
+                print(f"{server.answered} answers, {server.failed} refused", file=sys.stderr, flush=True)
+    return 0
 
 
 async def _serve_until_signalled(server: PolicyServer, name: str) -> int:
