@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("benchmarks.demo", "run the whole chain on the simulated table and write report.html"),
     "collect": ("episodes.collect", "record demonstrations of a scripted expert as a LeRobotDataset"),
     "teach": ("distill.teach", "train an RT-2-style teacher: vision + language model that emits action tokens"),
+    "label": ("distill.label", "write a teacher's answers for every frame of a dataset, with any number of processes"),
     "distill": ("distill.train", "train a small student on demonstrations and on a teacher's answers"),
     "export": ("export.to_bundle", "turn a student checkpoint into a bundle that needs no torch"),
     "quantize": ("quantize.quantize_bundle", "turn a float bundle into an int8 or int4 bundle"),

@@ -5,7 +5,8 @@
                     expert's actions ─────────┘    ▲                                                                │
                                                    └──────────────── on-policy round (DAgger, Ross et al. 2011) ────┘
 
-Without a teacher it is behaviour cloning; without a suite there are neither on-policy rounds nor new scenes (`distill.scenes`).
+What the teacher says about the demonstrations can be asked for beforehand, by many processes (`distill.label`). Without a teacher
+it is behaviour cloning; without a suite there are neither on-policy rounds nor new scenes (`distill.scenes`).
 On a recorded dataset some episodes are held out, and the error on them is reported against two baselines (`distill.held_out`).
 
 The target of a token on a demonstration is teacher_weight * teacher's distribution + (1 - teacher_weight) * Gaussian
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -37,6 +39,7 @@ from actlet.storage import new_folder, write_bytes, write_json
 from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.held_out import held_out_error
+from distill.label_store import LabelStore, read_labels
 from distill.labels import label_frames
 from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import student_card
@@ -129,6 +132,7 @@ def distill(
     *,
     teacher: str | Path | None = None,
     suite: str | None = None,
+    labels: str | Path | None = None,
     config: TrainConfig | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -139,6 +143,8 @@ def distill(
         out: The checkpoint folder to make.
         teacher: A teacher's checkpoint folder, or None for behaviour cloning.
         suite: The simulated suite for on-policy rounds, or None for recorded data, where episodes are held out instead.
+        labels: A folder that `distill.label` wrote for `data`: the demonstrations' labels are read from it, and the teacher is asked
+            about what the student reached and about new scenes alone. Without a teacher they are all that is asked of one.
         config: How.
         overwrite: Replace a checkpoint that exists.
 
@@ -146,9 +152,9 @@ def distill(
         `out`.
 
     Raises:
-        DatasetError: The dataset cannot be used.
+        DatasetError: The dataset cannot be used, or its labels are incomplete or for another dataset.
         CheckpointError: The teacher cannot be loaded.
-        SpecError: Teacher and dataset do not fit, or there are fewer updates than rounds.
+        SpecError: Teacher and dataset do not fit, the labels are another teacher's, or there are fewer updates than rounds.
         StorageError: `out` exists, or cannot be written.
     """
     config, out = config or TrainConfig(), Path(out)
@@ -156,16 +162,27 @@ def distill(
     if config.steps < rounds:
         raise SpecError(f"{config.steps} updates cannot be shared out among {rounds} rounds: give at least one to each, or fewer rounds.")
     dataset = open_dataset(data)
+    store = LabelStore.open(labels, dataset) if labels is not None else None
     arguments = {
         "data": dataset.content_hash,
         "teacher": str(teacher),
         "suite": suite,
+        "labels": store.identity.document() if store else None,
         "config": dataclasses.asdict(config),
         "actlet": __version__,
     }
-    work = work_folder(out, arguments)
     train_rows, held_rows = (list(range(len(dataset))), []) if suite else split_episodes(dataset, config.held_out_fraction, config.seed)
     observation, action = dataset.observation_spec, dataset.action_spec
+    asked = open_teacher(teacher) if teacher else None
+    if asked is not None:
+        require_same(asked.spec.observation, observation, what="observations of teacher and dataset")
+        require_same(asked.spec.action, action, what="actions of teacher and dataset")
+    count = max(1, round(config.labelled_share * len(train_rows)))
+    labelled = sorted(np.random.default_rng(config.seed).permutation(len(train_rows))[:count].tolist())
+    if store is not None:
+        _require_labels_of(asked, store)
+        stored = read_labels(store.folder, dataset, [train_rows[row] for row in labelled])
+    work = work_folder(out, arguments)
     episodes = dataset.read_all(train_rows)
     frames = Frames.from_episodes(episodes, observation, action)
     spec = PolicySpec(
@@ -175,14 +192,12 @@ def distill(
             rate_hz=dataset.rate_hz, horizon=config.horizon, execute_steps=config.execute_steps, max_delay_steps=config.horizon // 4
         ),
     )
-    asked = open_teacher(teacher) if teacher else None
-    tokenizer = ActionTokenizer.fit(frames.action, action)
-    if asked is not None:
-        require_same(asked.spec.observation, observation, what="observations of teacher and dataset")
-        require_same(asked.spec.action, action, what="actions of teacher and dataset")
-        tokenizer = asked.tokenizer  # the teacher's bins are the ones that its distributions are over
-        count = max(1, round(config.labelled_share * len(train_rows)))
-        labelled = np.random.default_rng(config.seed).permutation(len(train_rows))[:count].tolist()
+    tokenizer, taught_by = ActionTokenizer.fit(frames.action, action), None
+    if store is not None:
+        tokenizer, taught_by = store.identity.tokenizer, store.identity.teacher
+        frames.distribution = _answers_in_place(stored, frames, labelled)
+    elif asked is not None:
+        tokenizer, taught_by = asked.tokenizer, asked.content_hash  # the teacher's bins are the ones that its distributions are over
         frames.distribution = label_frames(asked, frames, work / "labels", episodes=labelled)
     torch.manual_seed(config.seed)
     texts = load_text_encoder().encode(sorted(set(frames.instructions)))
@@ -216,7 +231,8 @@ def distill(
     lineage: dict[str, Any] = {
         "dataset": dataset.content_hash,
         "dataset_episodes": len(train_rows),
-        "teacher": asked.content_hash if asked is not None else None,
+        "teacher": taught_by,
+        "labels_top_k": store.identity.top_k if store is not None else None,
         "suite": suite,
         "scenes": len(scenes.state) if scenes is not None else 0,
         "training": dataclasses.asdict(config),
@@ -228,6 +244,23 @@ def distill(
     _save(student, frames, out, lineage, work, overwrite=overwrite)
     shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def _require_labels_of(teacher: Any, store: LabelStore) -> None:
+    if teacher is not None and teacher.content_hash != store.identity.teacher:
+        raise SpecError(
+            f"{store.folder}: labels of the teacher {store.identity.teacher}, expected those of {teacher.content_hash}. Pass the teacher that "
+            "made them with --teacher, '--teacher none' to learn from the labels alone, or no --labels."
+        )
+
+
+def _answers_in_place(answers: NDArray[np.float16], frames: Frames, labelled: list[int]) -> NDArray[np.float16]:
+    """(M, A, K), the answers for all frames of some episodes -> (N, A, K), zero for the others."""
+    if len(answers) == len(frames):
+        return answers
+    whole = np.zeros((len(frames), *answers.shape[1:]), np.float16)
+    whole[np.isin(frames.episode, labelled)] = answers
+    return whole
 
 
 def _with_glances(scenes: Scenes, teacher: Any, suite: str | None, config: TrainConfig, episodes: list[Episode], folder: Path) -> Scenes:
@@ -384,6 +417,7 @@ EPILOG = """\
 examples:
   actlet distill --data data/table --out checkpoints/student                      with the teacher that comes along
   actlet distill --data data/table --teacher none --out checkpoints/cloned        behaviour cloning
+  actlet distill --data data/table --labels labels/table --out checkpoints/student     with answers that actlet label wrote
   actlet distill --data data/recordings --teacher none --suite none --out checkpoints/real
 """
 
@@ -398,6 +432,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite", default="tabletop", help="simulated suite for on-policy rounds, or 'none' for recordings (default: tabletop)"
     )
+    parser.add_argument("--labels", help="a folder that 'actlet label' wrote for this dataset, in place of asking the teacher about it")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="updates, all rounds together (default: %(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=defaults.rounds, help="rounds of training; between them the student drives (default: %(default)s)"
@@ -433,7 +468,15 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     suite = None if arguments.suite == "none" else arguments.suite
-    out = distill(arguments.data, arguments.out, teacher=teacher, suite=suite, config=config, overwrite=arguments.overwrite)
+    out = distill(
+        arguments.data,
+        arguments.out,
+        teacher=teacher,
+        suite=suite,
+        labels=arguments.labels,
+        config=config,
+        overwrite=arguments.overwrite,
+    )
     print((out / "README.md").read_text(encoding="utf-8"))
     print(f"student written to {out}")
     return 0
