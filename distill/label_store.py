@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class LabelStore:
         self.folder, self.identity = folder, identity
         self.shards = _share_out(folder, [episode.length for episode in dataset.episodes], identity.shard_frames)
         self.finish = (
-            f"actlet label --data {dataset.path} --teacher TEACHER --out {folder} "
+            f"actlet label --data {shlex.quote(str(dataset.path))} --teacher TEACHER --out {shlex.quote(str(folder))} "
             f"--top-k {identity.top_k} --shard-frames {identity.shard_frames}"
         )
         """The command that makes what is missing."""
