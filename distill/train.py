@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import functools
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import student_card
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
 from distill.student import Student, StudentConfig, StudentOutput, StudentPolicy, open_student, student_config_json
-from distill.teachers import open_teacher
+from distill.teachers import is_served, open_teacher
 from distill.text_encoder import load_text_encoder
 from episodes.episode import Episode
 from episodes.lerobot_dataset import open_dataset
@@ -141,7 +142,8 @@ def distill(
     Args:
         data: A LeRobotDataset folder.
         out: The checkpoint folder to make.
-        teacher: A teacher's checkpoint folder, or None for behaviour cloning.
+        teacher: A teacher's checkpoint folder, the URL of a server that serves one, or None for behaviour cloning. Through a server there
+            are its distributions, but no new scenes, since what a teacher sees inside does not travel; a line on standard error says so.
         suite: The simulated suite for on-policy rounds, or None for recorded data, where episodes are held out instead.
         labels: A folder that `distill.label` wrote for `data`: the demonstrations' labels are read from it, and the teacher is asked
             about what the student reached and about new scenes alone. Without a teacher they are all that is asked of one.
@@ -154,6 +156,7 @@ def distill(
     Raises:
         DatasetError: The dataset cannot be used, or its labels are incomplete or for another dataset.
         CheckpointError: The teacher cannot be loaded.
+        RemoteError: The server does not answer; what has been labelled is kept.
         SpecError: Teacher and dataset do not fit, the labels are another teacher's, or there are fewer updates than rounds.
         StorageError: `out` exists, or cannot be written.
     """
@@ -162,10 +165,13 @@ def distill(
     if config.steps < rounds:
         raise SpecError(f"{config.steps} updates cannot be shared out among {rounds} rounds: give at least one to each, or fewer rounds.")
     dataset = open_dataset(data)
+    asked = open_teacher(teacher) if teacher else None
+    if suite and config.scenes and asked is not None and not isinstance(asked, SeeingTeacher):
+        print(f"{teacher}: gives distributions alone; the student is trained without the {config.scenes} new scenes.", file=sys.stderr)
     store = LabelStore.open(labels, dataset) if labels is not None else None
     arguments = {
         "data": dataset.content_hash,
-        "teacher": str(teacher),
+        "teacher": f"served:{asked.content_hash}" if asked is not None and is_served(teacher) else str(teacher),
         "suite": suite,
         "labels": store.identity.document() if store else None,
         "config": dataclasses.asdict(config),
@@ -173,7 +179,6 @@ def distill(
     }
     train_rows, held_rows = (list(range(len(dataset))), []) if suite else split_episodes(dataset, config.held_out_fraction, config.seed)
     observation, action = dataset.observation_spec, dataset.action_spec
-    asked = open_teacher(teacher) if teacher else None
     if asked is not None:
         require_same(asked.spec.observation, observation, what="observations of teacher and dataset")
         require_same(asked.spec.action, action, what="actions of teacher and dataset")
@@ -416,6 +421,7 @@ def _save(student: Student, frames: Frames, out: Path, lineage: dict[str, Any], 
 EPILOG = """\
 examples:
   actlet distill --data data/table --out checkpoints/student                      with the teacher that comes along
+  actlet distill --data data/table --teacher ws://10.0.0.2:8000 --out checkpoints/student       with `actlet serve` on a larger machine
   actlet distill --data data/table --teacher none --out checkpoints/cloned        behaviour cloning
   actlet distill --data data/table --labels labels/table --out checkpoints/student     with answers that actlet label wrote
   actlet distill --data data/recordings --teacher none --suite none --out checkpoints/real
@@ -428,7 +434,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--data", required=True, help="a LeRobotDataset folder (v3.0 or v2.1)")
     parser.add_argument("--out", required=True, help="the checkpoint folder to make")
-    parser.add_argument("--teacher", default="shipped", help="a teacher's folder, 'shipped', or 'none' (default: shipped)")
+    parser.add_argument(
+        "--teacher", default="shipped", help="a teacher's folder, the ws:// of a server, 'shipped', or 'none' (default: shipped)"
+    )
     parser.add_argument(
         "--suite", default="tabletop", help="simulated suite for on-policy rounds, or 'none' for recordings (default: tabletop)"
     )

@@ -11,8 +11,8 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec, require_same
 from runtime.wires.openpi import ObservationKeys, pack, unpack
 
-__all__ = ["METADATA_KEY", "RemotePolicy"]
+__all__ = ["METADATA_KEY", "RemotePolicy", "read_floats"]
+
+T = TypeVar("T")
 
 METADATA_KEY = "actlet"
 _LARGEST_FRAME = 16 * 2**20
@@ -62,6 +64,8 @@ class RemotePolicy:
         self.largest_frame, self._headers = largest_frame, {"Authorization": f"Api-Key {api_key}"} if api_key else None
         self.clipped = 0
         """Action values outside the specification's limits so far; each was set to the limit."""
+        self.server_timing: dict[str, Any] = {}
+        """What the server said of its last answer, as in ``infer_ms`` and ``batch``; empty where it says nothing."""
         self._connection: Any = None
         self._open = contextlib.ExitStack()
         self._wanted = spec
@@ -87,7 +91,7 @@ class RemotePolicy:
             ObservationError: A frame or state of another size or type; nothing is sent.
             RemoteError: No answer in time, a lost connection, the server's own error, or an answer that cannot be used.
         """
-        return [self._predict_one(*pair) for pair in zip(observations, instructions, strict=True)]
+        return [self.ask(*pair, read=self._chunk) for pair in zip(observations, instructions, strict=True)]
 
     def close(self) -> None:
         """Close the connection; the next question makes a new one."""
@@ -101,9 +105,20 @@ class RemotePolicy:
     def __exit__(self, *unused: object) -> None:
         self.close()
 
-    def _predict_one(self, observation: Observation, instruction: str) -> ActionChunk:
+    def ask(self, observation: Observation, instruction: str, *, read: Callable[[dict[str, Any]], T], **more: Any) -> T:
+        """One question and its answer.
+
+        Args:
+            observation: What is seen.
+            instruction: What to do.
+            read: Makes the result of the answer's message, or raises an ActletError that says why it cannot be used.
+            more: Further keys of the question.
+
+        Raises:
+            ObservationError, RemoteError: As `predict`.
+        """
         self.spec.observation.check(observation.images, observation.state)
-        question = pack(self.keys.message(observation, instruction))
+        question = pack({**self.keys.message(observation, instruction), **more})
         if self._connection is None:
             self.metadata = self._connect()
         started = time.monotonic()
@@ -111,7 +126,9 @@ class RemotePolicy:
             self._refuse_what_was_not_asked_for()
             self._connection.send(question)
             answer = unpack(self._connection.recv(timeout=self.answer_timeout_s))
-            return self._chunk(answer)
+            timing = answer.get("server_timing")
+            self.server_timing = timing if isinstance(timing, dict) else {}
+            return read(answer)
         except TimeoutError as error:
             self.close()
             raise RemoteError(f"{self.url}: no answer within {self.answer_timeout_s:g} s; the connection is closed.") from error
@@ -181,8 +198,8 @@ class RemotePolicy:
 
     def _chunk(self, answer: dict[str, Any]) -> ActionChunk:
         horizon, dim = self.spec.timing.horizon, self.spec.action.dim
-        actions = _floats(answer, "actions", (horizon, dim))
-        confidence = _floats(answer, "confidence", (horizon,)) if "confidence" in answer else np.ones(horizon, np.float32)
+        actions = read_floats(answer, "actions", (horizon, dim))
+        confidence = read_floats(answer, "confidence", (horizon,)) if "confidence" in answer else np.ones(horizon, np.float32)
         inside = np.clip(actions, np.asarray(self.spec.action.low, np.float32), np.asarray(self.spec.action.high, np.float32))
         self.clipped += int((inside != actions).sum())
         return ActionChunk(actions=inside, confidence=np.clip(confidence, 0.0, 1.0))
@@ -200,12 +217,17 @@ def _spec_in(metadata: dict[str, Any], url: str) -> PolicySpec | None:
     return PolicySpec.from_dict(own["spec"], where=f"{url}: spec")
 
 
-def _floats(answer: dict[str, Any], key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def read_floats(answer: dict[str, Any], key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array of an answer, as float32.
+
+    Raises:
+        RemoteError: It is missing, of another shape or type, or holds a value that is not finite.
+    """
     value = answer.get(key)
     if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype.kind not in "fiu":
         got = f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.80}"
         raise RemoteError(f"{key!r} is {got}: expected numbers of shape {shape}; keys of the answer: {sorted(map(str, answer))}.")
     if not np.isfinite(value).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-        raise RemoteError(f"{key}{list(where)} is {value[where]}: a value that is not finite; the chunk is refused.")
+        raise RemoteError(f"{key}{list(where)} is {value[where]}: a value that is not finite; the answer is refused.")
     return value.astype(np.float32)

@@ -9,6 +9,10 @@ wait at the same moment are answered in one batch::
 
 A question that cannot be answered (a missing camera, another size) gets a text frame that says why, and its connection is closed, as
 upstream does; the other robots are not concerned. There is no authentication: keep the port inside the robot's own network.
+
+Where the policy is a teacher, the metadata hold its tokenizer and its hash under "teacher" (None otherwise), and a question with
+``"action_distribution": True`` is answered with the distribution over its bins, float32 (A, K), under the same key and without actions:
+decoding both would take twice as long. `runtime.remote_teacher` asks so, and openpi's own servers are never asked.
 """
 
 from __future__ import annotations
@@ -28,14 +32,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from actlet import __version__
 from actlet.errors import ActletError, CallerError, MissingExtraError
-from actlet.protocols import ActionChunk, Observation, Policy
+from actlet.protocols import ActionChunk, Policy
 from runtime.opening import open_policy
+from runtime.question_batches import Question, answer_together, describe_teacher
 from runtime.remote_policy import METADATA_KEY
-from runtime.wires.openpi import ObservationKeys, pack, unpack
+from runtime.wires.openpi import DISTRIBUTION_KEY, ObservationKeys, pack, unpack
 
 __all__ = ["PolicyServer", "ServerConfig", "add_arguments", "run"]
 
@@ -63,13 +66,6 @@ class ServerConfig:
             raise CallerError(f"{self}: expected a port of 0 .. 65535, and the others positive.")
 
 
-@dataclass
-class _Question:
-    observation: Observation
-    instruction: str
-    answer: asyncio.Future[tuple[ActionChunk, float, int]]
-
-
 class PolicyServer:
     """A policy behind a websocket.
 
@@ -88,14 +84,16 @@ class PolicyServer:
         self.policy, self.config = policy, config or ServerConfig()
         self.keys = keys or ObservationKeys.of(policy.spec.observation)
         self.keys.require_all(policy.spec.observation)
-        self.metadata = {METADATA_KEY: {"version": __version__, "spec": policy.spec.to_dict()}}
+        self.teacher = describe_teacher(policy)
+        """What a student has to know of the teacher; None where the policy is none, and gives no distributions."""
+        self.metadata = {METADATA_KEY: {"version": __version__, "spec": policy.spec.to_dict(), "teacher": self.teacher}}
         frames = sum(camera.height * camera.width * 3 for camera in policy.spec.observation.cameras)
         self.largest_frame = 4 * (frames + 4 * policy.spec.observation.state_dim) + 65_536
         """Bytes of a question; a larger one is refused unread. Four times what an observation takes, for clients that send floats."""
         self.port = self.config.port
         """The port in use, once it serves."""
         self.answered = self.failed = self.batches = self.connected = 0
-        self._waiting: asyncio.Queue[_Question]
+        self._waiting: asyncio.Queue[Question]
         self._executor: ThreadPoolExecutor
         self._thread: threading.Thread | None = None
         self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
@@ -210,21 +208,26 @@ class PolicyServer:
         try:
             if isinstance(frame, str):
                 raise CallerError("a text frame: expected a binary one, a msgpack map.")
-            observation, instruction = self.keys.observation(unpack(frame), self.policy.spec.observation)
-            question = _Question(observation, instruction, asyncio.get_running_loop().create_future())
+            message = unpack(frame)
+            observation, instruction = self.keys.observation(message, self.policy.spec.observation)
+            question = Question(
+                observation, instruction, bool(message.get(DISTRIBUTION_KEY, False)), asyncio.get_running_loop().create_future()
+            )
+            if question.distribution and self.teacher is None:
+                raise CallerError(f"{type(self.policy).__name__} answers with actions alone: only a teacher gives distributions.")
             self._waiting.put_nowait(question)
-            chunk, infer_ms, batch = await question.answer
+            answered = await question.answer
         except Exception as error:  # Whatever a policy raises is this robot's to hear, and not the others' end.
             self.failed += 1
             return str(error) if isinstance(error, ActletError) else f"{type(error).__name__}: {error}"
         self.answered += 1
-        timing = {"infer_ms": infer_ms, "batch": batch}
+        chunk = answered.content
+        answer = {"actions": chunk.actions, "confidence": chunk.confidence} if isinstance(chunk, ActionChunk) else {DISTRIBUTION_KEY: chunk}
         return {
-            "actions": chunk.actions,
-            "confidence": chunk.confidence,
+            **answer,
             "state": observation.state,
-            "policy_timing": {"infer_ms": infer_ms},
-            "server_timing": timing,
+            "policy_timing": {"infer_ms": answered.infer_ms},
+            "server_timing": {"infer_ms": answered.infer_ms, "batch": answered.batch},
         }
 
     async def _answer_batches(self) -> None:
@@ -233,30 +236,15 @@ class PolicyServer:
             batch = [await self._waiting.get()]
             while len(batch) < self.config.largest_batch and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
-            for question, answer in zip(batch, await loop.run_in_executor(self._executor, self._predict, batch), strict=True):
+            answers = await loop.run_in_executor(self._executor, answer_together, self.policy, batch)
+            for question, answer in zip(batch, answers, strict=True):
                 if question.answer.done():  # The robot has gone.
                     continue
-                if isinstance(answer, BaseException):
+                if isinstance(answer, ActletError):
                     question.answer.set_exception(answer)
                 else:
                     question.answer.set_result(answer)
             self.batches += 1
-
-    def _predict(self, batch: list[_Question]) -> list[tuple[ActionChunk, float, int] | Exception]:
-        """In the policy's thread. A batch that fails is asked one by one, so that one question cannot spoil the others."""
-        started = time.perf_counter()
-        try:
-            chunks = self.policy.predict([q.observation for q in batch], [q.instruction for q in batch])
-            if len(chunks) != len(batch):
-                raise ActletError(f"the policy gave {len(chunks)} chunks for {len(batch)} observations.")
-            for chunk in chunks:
-                if not np.isfinite(chunk.actions).all():
-                    raise ActletError("the policy answered with a value that is not finite; the chunk is refused.")
-        except BaseException as caught:  # Whatever it raises must not end the thread that answers everybody.
-            error = caught if isinstance(caught, ActletError) else ActletError(f"{type(caught).__name__}: {caught}")
-            return [error] if len(batch) == 1 else [answer for question in batch for answer in self._predict([question])]
-        spent_ms = 1e3 * (time.perf_counter() - started)
-        return [(chunk, spent_ms, len(batch)) for chunk in chunks]
 
 
 def _health(connection: Any, request: Any) -> Any:

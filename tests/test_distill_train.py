@@ -216,3 +216,34 @@ def test_teaching_makes_a_checkpoint_that_loads(data: Path, tmp_path: Path) -> N
     observation, instruction = point_reach.PointReach("red").reset(0)
     assert loaded.predict([observation], [instruction])[0].actions.shape == (1, 4)
     assert "LoRA" in (out / "README.md").read_text()
+
+
+def test_a_teacher_on_another_machine_labels_as_it_does_here(
+    data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same training through a server: same teacher in the lineage, same bins, nearly the same weights; that scenes are left out is said."""
+    from runtime.serve import PolicyServer, ServerConfig
+
+    config = tiny(scenes=3, labelled_share=0.2)
+    with PolicyServer(load_teacher(teacher), ServerConfig(port=0)) as server:
+        served = distill(data, tmp_path / "served", teacher=server.url, suite=SUITE, config=config)
+    here = distill(data, tmp_path / "here", teacher=teacher, suite=SUITE, config=dataclasses.replace(config, scenes=0))
+    assert read_json(served / "config.json")["lineage"]["teacher"] == sha256(teacher / "adapter.safetensors")
+    assert "without the 3 new scenes" in capsys.readouterr().err
+    ours, theirs = load_student(here), load_student(served)
+    assert ours.tokenizer == theirs.tokenizer
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name], rtol=1e-2, atol=1e-2, msg=name)
+
+
+def test_a_served_policy_that_is_no_teacher_is_refused(data: Path, tmp_path: Path, tiny_bundle: Path) -> None:
+    """Before any work, and nothing is left behind."""
+    from runtime.policy import BundlePolicy
+    from runtime.serve import PolicyServer, ServerConfig
+
+    with (
+        PolicyServer(BundlePolicy(tiny_bundle), ServerConfig(port=0)) as server,
+        pytest.raises(SpecError, match="is not a teacher"),
+    ):
+        distill(data, tmp_path / "student", teacher=server.url, suite=SUITE, config=tiny())
+    assert not (tmp_path / "student").exists()

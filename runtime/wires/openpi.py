@@ -23,7 +23,10 @@ from actlet.errors import MissingExtraError, ObservationError, RemoteError, Spec
 from actlet.protocols import Observation
 from actlet.specs import ObservationSpec
 
-__all__ = ["ObservationKeys", "pack", "unpack"]
+__all__ = ["DISTRIBUTION_KEY", "ObservationKeys", "pack", "unpack"]
+
+DISTRIBUTION_KEY = "action_distribution"
+"""In a question, True: answer with the distribution over the bins instead of actions. In the answer: floats (A, K). actlet's own."""
 
 _KINDS = "biuf"  # booleans, integers, floats: neither objects nor anything with a constructor
 _LARGEST_RANK = 8
