@@ -38,7 +38,7 @@ class RemoteTeacher:
     Args:
         url: As in "ws://10.0.0.2:8000".
         spec: What is needed; None: what the server says.
-        connections: Questions on their way at once; the server's own largest batch is a good number.
+        connections: Questions on their way at once. Twice the server's largest batch: while one is computed, the next one gathers.
         connect_timeout_s: For one connection and the server's first words.
         answer_timeout_s: For one answer. Labels can wait longer than a robot.
         api_key: Sent as the header "Authorization: Api-Key ...".
@@ -54,7 +54,7 @@ class RemoteTeacher:
         url: str,
         spec: PolicySpec | None = None,
         *,
-        connections: int = 16,
+        connections: int = 32,
         connect_timeout_s: float = 10.0,
         answer_timeout_s: float = 60.0,
         api_key: str | None = None,
