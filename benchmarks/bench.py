@@ -4,6 +4,7 @@
     latency       time of a decision, memory and size, all by turns in one run
     all           both, and with --out the report
     generalise    success on things that no demonstration showed, axis by axis (`benchmarks.generalisation`)
+    service       the first policy served to many robots over a network, against the others on the robot (`benchmarks.service`)
 
 A policy is the folder of a bundle, a student or a teacher, alone or as ``name=folder``; the first one is what the others
 are compared with. A folder that `actlet demo` wrote stands for its four policies. The ceiling is printed first, then a
@@ -27,6 +28,7 @@ from benchmarks.latency import LatencyConfig, measure_latency
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.policies import Contender, parse_contenders
 from benchmarks.results import make_results, write_results
+from benchmarks.service import run_service
 from benchmarks.tables import closed_loop_table, latency_table, results_table
 
 __all__ = ["add_arguments", "bench_closed_loop", "run"]
@@ -54,12 +56,12 @@ def with_comparisons(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `actlet bench`."""
     closed, latency = ClosedLoopConfig(), LatencyConfig()
-    parser.add_argument("question", choices=("closed-loop", "latency", "all", "generalise"), help="what to measure")
+    parser.add_argument("question", choices=("closed-loop", "latency", "all", "generalise", "service"), help="what to measure")
     parser.add_argument("policies", nargs="+", metavar="POLICY", help="folder, name=folder, or a demo's folder")
     parser.add_argument("--suite", default=closed.suite, help="simulated suite (default: %(default)s); `generalise` has its own")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the suite)")
     parser.add_argument(
-        "--episodes", type=int, default=closed.episodes, help="episodes of every policy, on every axis (default: %(default)s)"
+        "--episodes", type=int, help=f"episodes of every policy, on every axis (default: {closed.episodes}; for `service` 42)"
     )
     parser.add_argument("--wrong-episodes", type=int, help="episodes with another instruction (default: as many)")
     parser.add_argument("--workers", type=int, help="processes for episodes (default: one per core)")
@@ -67,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--axes", nargs="+", metavar="AXIS", choices=AXES, help=f"for `generalise`: some of {', '.join(AXES)} (default: all)"
     )
+    parser.add_argument("--robots", type=int, nargs="+", metavar="R", help="service: robots that ask at once (default: 1 2 4 8 16)")
+    parser.add_argument("--delays-ms", type=float, nargs="+", metavar="MS", help="service: network delays, one way (default: 0 10 50 100)")
+    parser.add_argument("--losses", type=float, nargs="+", metavar="P", help="service: shares of packets that are lost (default: 0 0.01)")
+    parser.add_argument("--quick", action="store_true", help="service: a few minutes, which say nothing about quality")
     parser.add_argument(
         "--out",
         type=Path,
@@ -80,6 +86,8 @@ examples:
   actlet bench closed-loop old=bundles/a new=bundles/b --episodes 300 --tasks put
   actlet bench generalise teacher=runs/teacher int8=bundles/int8 --out runs/axes
   actlet bench generalise bundles/int8 --axes seen instructions --episodes 300
+  actlet bench service teacher=checkpoints/teacher student=bundles/int8 --out service.json
+  actlet bench service demo --robots 1 8 --delays-ms 20 --losses 0 --episodes 12
 """
 
 
@@ -90,13 +98,16 @@ def run(arguments: argparse.Namespace) -> int:
         return _generalise(arguments, contenders)
     if arguments.axes:
         raise CallerError(f"--axes is for `actlet bench generalise`, not for {arguments.question!r}: leave it out.")
+    if arguments.question == "service":
+        return run_service(arguments, contenders)
     closed_loop = latency = None
     if arguments.question != "latency":
-        wrong = arguments.episodes if arguments.wrong_episodes is None else arguments.wrong_episodes
+        episodes = ClosedLoopConfig.episodes if arguments.episodes is None else arguments.episodes
+        wrong = episodes if arguments.wrong_episodes is None else arguments.wrong_episodes
         config = ClosedLoopConfig(
             suite=arguments.suite,
             tasks=tuple(arguments.tasks) if arguments.tasks else None,
-            episodes=arguments.episodes,
+            episodes=episodes,
             wrong_episodes=wrong,
             workers=arguments.workers,
         )
@@ -114,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _generalise(arguments: argparse.Namespace, contenders: Sequence[Contender]) -> int:
     config = GeneralisationConfig(
         axes=tuple(arguments.axes or AXES),
-        episodes=arguments.episodes,
+        episodes=ClosedLoopConfig.episodes if arguments.episodes is None else arguments.episodes,
         tasks=tuple(arguments.tasks) if arguments.tasks else None,
         workers=arguments.workers,
     )

@@ -98,6 +98,7 @@ def drive(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     on_step: Callable[[int, LoopStatistics], None] | None = None,
+    inference: Callable[[Policy, Callable[[], float]], Inference] | None = None,
 ) -> LoopResult:
     """Connect, run the loop, disconnect.
 
@@ -110,6 +111,7 @@ def drive(
         clock: Monotonic seconds.
         sleep: Waits that many seconds.
         on_step: Called after every step, as for a status line. It must be quick.
+        inference: Makes where the policy runs, of policy and clock; None for what `config.inference` names.
 
     Raises:
         SpecError: Robot and policy do not fit; found before the robot is connected.
@@ -121,7 +123,16 @@ def drive(
     if not math.isclose(policy.spec.timing.rate_hz, robot.rate_hz, rel_tol=1e-3):
         raise SpecError(f"the policy was made for {policy.spec.timing.rate_hz} steps in a second, the robot has {robot.rate_hz}.")
     limiter = CommandLimiter(robot.action_spec, config.max_change)
-    loop = _Loop(robot=robot, policy=policy, config=config, limiter=limiter, clock=clock, sleep=sleep, on_step=on_step)
+    loop = _Loop(
+        robot=robot,
+        policy=policy,
+        config=config,
+        limiter=limiter,
+        clock=clock,
+        sleep=sleep,
+        on_step=on_step,
+        make_inference=inference or (ThreadInference if config.inference == "thread" else InlineInference),
+    )
     stop = _Stop("interrupted", "interrupted")
     try:
         _connect(robot)
@@ -180,6 +191,7 @@ class _Loop:
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     on_step: Callable[[int, LoopStatistics], None] | None
+    make_inference: Callable[[Policy, Callable[[], float]], Inference]
     instruction: str = ""
     statistics: LoopStatistics = dataclasses.field(default_factory=LoopStatistics)
     next_ask: int = 0
@@ -196,9 +208,7 @@ class _Loop:
 
     def run(self) -> None:
         """Steps until a `_Stop`."""
-        inference: Inference = (
-            ThreadInference(self.policy, self.clock) if self.config.inference == "thread" else InlineInference(self.policy, self.clock)
-        )
+        inference = self.make_inference(self.policy, self.clock)
         self.statistics.started_s = self.clock()
         step = 0
         try:
