@@ -274,6 +274,7 @@ examples:
   actlet serve bundles/int8 --wire act --port 8777  for clients of OpenVLA's and OFT's servers, see runtime/rest_server.py
   curl http://127.0.0.1:8000/healthz              is it up?
   actlet run ws://10.0.0.2:8000 --task put        drive the simulated arm with a policy on another machine
+  actlet distill --teacher ws://10.0.0.2:8000 --data data/table --out checkpoints/student       label with a teacher there
 """
 
 
