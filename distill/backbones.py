@@ -101,14 +101,15 @@ def load_language_model(layers: int, *, pretrained: bool = True) -> tuple[Any, A
     return model.eval().requires_grad_(False), tokenizer
 
 
-def quantize_linears(language: Any, load: str) -> Any:
+def quantize_linears(language: Any, load: str, device: torch.device | str = "cpu") -> Any:
     """Keep a frozen language model's matrices in 8 bits (LLM.int8, Dettmers et al. 2022) or 4 (NF4, Dettmers et al. 2023); arithmetic is in float32.
 
-    They are rounded when the model is moved to its device. An adapter may be trained on top (QLoRA).
+    They are rounded on the device where they stay. An adapter may be trained on top (QLoRA).
 
     Args:
         language: A transformers model.
         load: One of `PRECISIONS`; "fp32" leaves it as it is.
+        device: Where to.
 
     Raises:
         SpecError: Another precision.
@@ -116,7 +117,7 @@ def quantize_linears(language: Any, load: str) -> Any:
     if load not in PRECISIONS:
         raise SpecError(f"teacher's precision {load!r}, expected one of {PRECISIONS}.")
     if load == "fp32":
-        return language
+        return language.to(device)
     import bitsandbytes as bnb
 
     for parent in list(language.modules()):
@@ -133,7 +134,7 @@ def quantize_linears(language: Any, load: str) -> Any:
                 small.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
             setattr(parent, name, small)
     setattr(language, "is_loaded_in_8bit" if load == "int8" else "is_loaded_in_4bit", True)
-    return language.to("cpu")
+    return language.to(device)
 
 
 class VisionFeatures(nn.Module):

@@ -134,6 +134,7 @@ class Rt2Teacher(nn.Module):
         state_mean: float32 (S,) of the training data.
         state_std: float32 (S,) of the training data.
         load: "fp32", or "int8" or "nf4": the frozen language model in 8 or 4 bits (bitsandbytes), under an adapter in float32.
+        device: Where it computes.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Rt2Teacher(nn.Module):
         state_mean: NDArray[np.float32] | None = None,
         state_std: NDArray[np.float32] | None = None,
         load: str = "fp32",
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         self.spec, self.tokenizer, self.config, self.load = spec, tokenizer, config or TeacherConfig(), load
@@ -159,7 +161,7 @@ class Rt2Teacher(nn.Module):
             said = [*(PROMPT.format(instruction=line) for line in corpus), *other_texts, ANSWER, PLAN, ACTION]
             vocabulary_ids = _action_ids(c.vocabulary, self._text_tokenizer, said, tokenizer.bins)
         self.vocabulary = ActionVocabulary(vocabulary_ids, language.config.vocab_size)
-        self.language = self._adapt(language)
+        self.language = self._adapt(language, device)
         self.features = VisionFeatures(pretrained=c.pretrained)
         self.vision = nn.ModuleList(CameraVision(c) for _ in spec.observation.cameras)
         self.text_condition = TextCondition(width, c.condition_dim)
@@ -186,11 +188,12 @@ class Rt2Teacher(nn.Module):
         self._draws: torch.Generator | None = None
         self.content_hash = ""
         """SHA-256 of the checkpoint's weights, empty before it is loaded from one."""
+        self.to(device)
         if corpus:
             text = self.texts([PROMPT.format(instruction=line) for line in sorted(set(corpus))])
             self.text_condition.fit(self.text_condition.features(text, self.language.embed_tokens(text.ids)))
 
-    def _adapt(self, language: Any) -> Any:
+    def _adapt(self, language: Any, device: torch.device | str) -> Any:
         if not self.config.pretrained:
             return language  # all of it learns
         # peft imports bitsandbytes, which warns that a faster kernel could be fetched from a hub.
@@ -202,7 +205,7 @@ class Rt2Teacher(nn.Module):
             lora_alpha=2 * self.config.lora_rank,
             target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         )
-        return inject_adapter_in_model(lora, quantize_linears(language, self.load))
+        return inject_adapter_in_model(lora, quantize_linears(language, self.load, device))
 
     @property
     def device(self) -> torch.device:
@@ -589,6 +592,7 @@ def load_teacher(folder: str | Path, *, trainable: bool = False, load: str = "fp
             np.array(config["action_token_ids"], np.int64),
             TeacherConfig(**config["architecture"]),
             load=load,
+            device=device,
         )
         weights = {
             name: value.float() if value.is_floating_point() else value for name, value in load_file(folder / "adapter.safetensors").items()
@@ -600,5 +604,4 @@ def load_teacher(folder: str | Path, *, trainable: bool = False, load: str = "fp
         teacher.content_hash = sha256(folder / "adapter.safetensors")
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be read as a teacher checkpoint: {error}. Copy it again, or train it again.") from error
-    teacher = teacher.to(device)
     return teacher if trainable else teacher.merge_adapter()

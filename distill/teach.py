@@ -223,6 +223,7 @@ def teach_on_frames(
     first = spec.observation.cameras[0]
     web = load_web_data(config.web, height=first.height, width=first.width, seed=config.seed) if config.web else None
     plans = _plans(frames, spec, config.planner) if config.plan_share else None
+    device = Accelerator().device
     if start is None:
         said = [] if web is None else [*(QUESTION.format(question=q) for q in web.questions), *(" " + a for a in web.answers)]
         teacher = Rt2Teacher(
@@ -234,14 +235,14 @@ def teach_on_frames(
             state_mean=frames.state.mean(0),
             state_std=frames.state.std(0) + 1e-3,
             load=config.load,
+            device=device,
         )
     else:
-        teacher = load_teacher(start, trainable=True, load=config.load)
+        teacher = load_teacher(start, trainable=True, load=config.load, device=str(device))
         require_same(teacher.spec.observation, spec.observation, what=f"observations of {start} and the datasets")
         require_same(teacher.spec.action, spec.action, what=f"actions of {start} and the datasets")
         lineage = {**lineage, "start": teacher.content_hash}
         config = dataclasses.replace(config, architecture=teacher.config)
-    teacher.to(Accelerator().device)
     batches = _Batches(teacher, frames, web, plans, config)
     frames.images.clear()  # The maps are all that is seen from here on.
     module = _Training(teacher, len(batches.answer_names)).to(memory_format=torch.channels_last)  # a fifth faster on a processor

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from actlet.action_tokens import ActionTokenizer
-from actlet.errors import ActionError, CheckpointError
+from actlet.errors import ActionError, CheckpointError, SpecError
 from actlet.protocols import Observation, Teacher
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
-from distill.rt2_teacher import PROMPT, Rt2Teacher, TeacherConfig, load_teacher, save_teacher
+from distill.rt2_teacher import PROMPT, Decoding, Rt2Teacher, TeacherConfig, load_teacher, save_teacher
 
 SPEC = PolicySpec(
     observation=ObservationSpec(cameras=(CameraSpec(name="top", height=64, width=64),), state_names=("x", "y"), state_units=("m", "m")),
@@ -125,3 +127,126 @@ def test_a_missing_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
     """The message names the command."""
     with pytest.raises(CheckpointError, match="actlet teach"):
         load_teacher(tmp_path)
+
+
+def test_a_plan_in_words_comes_before_the_same_kind_of_action(teacher: Rt2Teacher) -> None:
+    """Decoded word by word in a batch whose plans differ in length, then token by token: the chain rule holds to rounding."""
+    seen, prompts = observations(3), [PROMPT.format(instruction=line) for line in dict.fromkeys(INSTRUCTIONS)]
+    which = torch.tensor([0, 1, 0])
+    plans = ["grasp the red block", "done", "carry the red block to the yellow plate"]
+    decision = teacher.decide(seen, INSTRUCTIONS)
+    bins = torch.from_numpy(decision.bins)
+    state = torch.from_numpy(np.stack([o.state for o in seen]))
+    with torch.no_grad():
+        maps = [teacher.look(torch.from_numpy(np.stack([o.images["top"] for o in seen])))]
+        together, words, _ = teacher(maps, state, prompts, which, bins, teacher.words(plans))
+        assert together is not None
+        assert words is not None
+        for row in range(3):
+            one = [tuple(part[row : row + 1] for part in pair) for pair in maps]
+            alone, spoken, _ = teacher(
+                one, state[row : row + 1], prompts, which[row : row + 1], bins[row : row + 1], teacher.words([plans[row]])
+            )
+            torch.testing.assert_close(alone[0], together[row], rtol=0, atol=2e-4)  # padding between plan and action changes nothing
+            length = spoken.shape[1]
+            finite = torch.isfinite(spoken[0])
+            torch.testing.assert_close(spoken[0][finite], words[row, :length][finite], rtol=0, atol=2e-3)
+
+
+def test_spoken_plans_are_what_the_logits_say(teacher: Rt2Teacher) -> None:
+    """What is decoded with cached keys and values is the most probable word of one forced pass, for every row of a batch."""
+    seen = observations(2)
+    plans = teacher.decide(seen, INSTRUCTIONS[:2], Decoding(plan=True, max_words=4)).plans
+    for row in range(2):
+        assert plans[row] == teacher.decide(seen[row : row + 1], INSTRUCTIONS[row : row + 1], Decoding(plan=True, max_words=4)).plans[0]
+
+
+def test_no_word_is_an_action_and_no_action_a_word(teacher: Rt2Teacher) -> None:
+    """Action ids cannot be spoken; the same network's action tokens are another softmax."""
+    logits = teacher._word_logits(torch.randn(2, 576))
+    assert torch.isinf(logits[:, teacher.vocabulary.ids]).all()
+    assert torch.isfinite(logits).sum() == 2 * (logits.shape[1] - 256)
+
+
+def test_an_answer_whose_words_mean_actions_is_refused() -> None:
+    """A word that lost its token cannot be taught; named beforehand it keeps it."""
+    first = Rt2Teacher(SPEC, TOKENIZER, config=TINY)
+    encode = first._text_tokenizer
+    texts = [encode.decode([i]) for i in first.vocabulary.ids.tolist()]
+    lost = next(text for text in texts if text.startswith(" ") and len(encode(text)["input_ids"]) == 1)
+    with pytest.raises(SpecError, match="lost its token"):
+        first.words([lost[1:]])
+    Rt2Teacher(SPEC, TOKENIZER, config=TINY, other_texts=[lost]).words([lost[1:]])
+
+
+def test_the_last_ids_are_openvlas_choice_and_integers_need_a_vocabulary_that_has_them() -> None:
+    """SmolLM2 splits digits: the error says what to do instead."""
+    last = Rt2Teacher(SPEC, TOKENIZER, config=dataclasses.replace(TINY, vocabulary="last"))
+    assert last.vocabulary.ids.tolist() == list(range(49151, 49151 - 256, -1))
+    with pytest.raises(SpecError, match="least used tokens or the last ids"):
+        Rt2Teacher(SPEC, TOKENIZER, config=dataclasses.replace(TINY, vocabulary="integers"))
+    with pytest.raises(SpecError, match="expected one of"):
+        TeacherConfig(vocabulary="rarest")
+
+
+def test_sampled_tokens_follow_their_distribution_and_the_seed(teacher: Rt2Teacher) -> None:
+    """Two teachers with one seed draw the same; the first token's draws are spread as its distribution is."""
+    seen, how = observations(1) * 64, Decoding(sample=True, seed=5)
+    draws = []
+    for _ in range(2):
+        teacher._draws = None
+        draws.append(np.concatenate([teacher.decide(seen, INSTRUCTIONS[:1] * 64, how).bins for _ in range(3)]))
+    np.testing.assert_array_equal(draws[0], draws[1])
+    p = teacher.decide(seen[:1], INSTRUCTIONS[:1]).probabilities[0, 0]
+    expected = float((p * np.arange(256)).sum())
+    spread = float(np.sqrt((p * (np.arange(256) - expected) ** 2).sum()))
+    assert abs(draws[0][:, 0].mean() - expected) < 5 * spread / np.sqrt(len(draws[0])) + 1e-6
+
+
+@pytest.mark.slow
+def test_nothing_but_actions_is_ever_decoded(teacher: Rt2Teacher) -> None:
+    """Random pictures, states and prompts, sampled at a high temperature: every id is an action's. ACTLET_DECODED_STEPS=1000000 for more."""
+    random, steps, batch = np.random.default_rng(0), int(os.environ.get("ACTLET_DECODED_STEPS", "4000")), 250
+    words = teacher._text_tokenizer
+    teacher._draws, done = None, 0
+    while done < steps:
+        prompts = [words.decode(random.integers(3, 49152, random.integers(1, 8))) for _ in range(batch)]
+        seen = [
+            Observation({"top": random.integers(0, 256, (64, 64, 3), dtype=np.uint8)}, random.normal(size=2).astype(np.float32))
+            for _ in range(batch)
+        ]
+        decision = teacher.decide(seen, prompts, Decoding(sample=True, temperature=3.0))
+        teacher.vocabulary.decode(teacher.vocabulary.encode(decision.bins))  # raises at the first word
+        assert np.isfinite(TOKENIZER.decode(decision.bins)).all()
+        teacher._texts.clear()
+        done += decision.bins.size
+    assert done >= steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("load", "bound"), [("int8", 0.1), ("nf4", 0.6)])
+def test_fewer_bits_answer_nearly_the_same_in_less_memory(teacher: Rt2Teacher, tmp_path: Path, load: str, bound: float) -> None:
+    """bitsandbytes on this machine: total variation of the first token below a bound, and matrices of a half or less of the size."""
+    save_teacher(teacher, tmp_path, lineage={})
+    whole, small = load_teacher(tmp_path), load_teacher(tmp_path, load=load)
+    a, b = (t.action_distribution(observations(2), INSTRUCTIONS[:2]) for t in (whole, small))
+    assert 0 < np.abs(a - b)[:, 0].sum(-1).max() / 2 < bound
+
+    def size(t: Rt2Teacher) -> int:
+        own = [p for name, p in t.language.layers.named_parameters() if "lora" not in name]
+        return sum(p.numel() * p.element_size() for p in own)
+
+    assert size(small) < size(whole) * (0.3 if load == "int8" else 0.2)
+    with pytest.raises(SpecError, match="expected one of"):
+        load_teacher(tmp_path, load="int2")
+
+
+@pytest.mark.slow
+def test_without_pretrained_weights_it_is_saved_and_loaded_whole(tmp_path: Path) -> None:
+    """The language model's layers and the vision's are in the file then, the words' embeddings come from their seed."""
+    scratch = Rt2Teacher(SPEC, TOKENIZER, config=dataclasses.replace(TINY, pretrained=False), corpus=INSTRUCTIONS).eval()
+    save_teacher(scratch, tmp_path, lineage={})
+    loaded = load_teacher(tmp_path)
+    a, b = (t.action_distribution(observations(1), INSTRUCTIONS[:1]) for t in (scratch, loaded))
+    assert np.abs(a - b).max() < 5e-3  # float16 on disk
+    assert not torch.equal(loaded.language.embed_tokens.weight, Rt2Teacher(SPEC, TOKENIZER, config=TINY).language.embed_tokens.weight)
