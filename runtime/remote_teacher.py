@@ -11,8 +11,9 @@ a server that was restarted with another teacher is refused, so that one set of 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -106,24 +107,32 @@ class RemoteTeacher:
     def _spread(
         self, ask: Callable[[_Line, Observation, str], T], observations: Sequence[Observation], instructions: Sequence[str]
     ) -> list[T]:
-        """Every connection asks its share, one after the other; answers in the order of the questions."""
+        """Every connection asks for the next observation until none is left; answers in the order of the questions."""
         pairs = list(zip(observations, instructions, strict=True))
         while len(self._lines) < min(self.connections, len(pairs)):
             self._lines.append(_Line(self.url, self.spec, teacher=self._lines[0].teacher, **self._options))
-        lines = self._lines[: len(pairs)]
-        if not lines:
-            return []
-        with ThreadPoolExecutor(len(lines), thread_name_prefix="actlet-teacher") as pool:
+        left, answers = deque(range(len(pairs))), dict[int, T]()
+
+        def work(line: _Line) -> None:
+            while True:
+                try:
+                    row = left.popleft()
+                except IndexError:  # None is left.
+                    return
+                answers[row] = ask(line, *pairs[row])
+
+        with ThreadPoolExecutor(self.connections, thread_name_prefix="actlet-teacher") as pool:
             try:
-                shares = [
-                    pool.submit(lambda line, share: [ask(line, *pair) for pair in share], line, pairs[number :: len(lines)])
-                    for number, line in enumerate(lines)
-                ]
-                answers = [share.result() for share in shares]
+                working = [pool.submit(work, line) for line in self._lines[: len(pairs)]]
+                wait(working, return_when=FIRST_EXCEPTION)
+                for worker in working:
+                    if worker.done():
+                        worker.result()
             except BaseException:  # One that failed, or Ctrl-C: what the others still wait for is not wanted any more.
+                left.clear()
                 self.close()
                 raise
-        return [answers[row % len(lines)][row // len(lines)] for row in range(len(pairs))]
+        return [answers[row] for row in range(len(pairs))]
 
 
 class _Line(RemotePolicy):
