@@ -1,7 +1,7 @@
-"""Keep README.md true: the demo's figures and the file tree are written by a program: `python -m benchmarks.readme [RESULTS]`.
+"""Keep README.md true: figures and the file tree are written by a program: `python -m benchmarks.readme [RESULTS]`.
 
 The figures are those of ``benchmarks/results/demo.json``, a copy of the ``results.json`` of a whole run; given another file,
-that file becomes the copy. A file's comment in the tree is the beginning of its own docstring.
+that file becomes the copy. The teachers' figures are those of ``benchmarks/results/teachers.json``. A file's comment in the tree is the beginning of its own docstring.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from actlet.errors import ActletError, CallerError
-from actlet.storage import write_bytes, write_json
+from actlet.storage import read_json, write_bytes, write_json
 from benchmarks.results import read_results
 from benchmarks.tables import results_table
+from benchmarks.teachers import teachers_table
 from benchmarks.units import as_duration
 
-__all__ = ["FIGURES", "PACKAGES", "TREE", "main", "put_between_markers", "table_text", "tree_text"]
+__all__ = ["FIGURES", "PACKAGES", "TEACHERS", "TREE", "main", "put_between_markers", "table_text", "teachers_text", "tree_text"]
 
 FIGURES = ("<!-- figures: written by `make readme` -->", "<!-- end of figures -->")
+TEACHERS = ("<!-- teachers: written by `make readme` -->", "<!-- end of teachers -->")
 TREE = ("<!-- tree: written by `make readme` -->", "<!-- end of tree -->")
 PACKAGES = ("actlet", "episodes", "distill", "export", "quantize", "runtime", "benchmarks")  # In the order of the chain.
 COMMENT_WIDTH = 130
+KEPT_TEACHERS = Path(__file__).with_name("results") / "teachers.json"
 KEPT = Path(__file__).with_name("results") / "demo.json"
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -49,6 +52,11 @@ def table_text(results: Mapping[str, Any]) -> str:
         "“told otherwise” is the success of the original task when the policy is told another one (low is good). Latency: fresh observation to new "
         f"chunk, batch 1, one thread, all policies by turns in one run; memory: the whole process.{cost}"
     )
+
+
+def teachers_text(document: Mapping[str, Any]) -> str:
+    """The teachers' tables in Markdown, and the conditions they hold under."""
+    return f"{teachers_table(document['rows'], markdown=True)}\n\n{document['conditions']}"
 
 
 def tree_text(root: Path = README.parent) -> str:
@@ -107,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             page = put_between_markers(page, FIGURES, table_text(results))
             if asked:
                 write_json(KEPT, results)
+        if KEPT_TEACHERS.is_file():
+            page = put_between_markers(page, TEACHERS, teachers_text(read_json(KEPT_TEACHERS)))
         write_bytes(README, page.encode())
     except ActletError as error:
         print(error, file=sys.stderr)

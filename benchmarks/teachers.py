@@ -36,7 +36,7 @@ from benchmarks.generalisation import AXES, summarise_axis
 from benchmarks.latency import LatencyConfig, measure_by_turns
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.policies import Sample, samples_for
-from benchmarks.tables import text_table
+from benchmarks.tables import markdown_table, text_table
 from benchmarks.units import as_percent
 from episodes.rollout import evaluate
 from episodes.seeds import REPORT_SEED_START
@@ -109,6 +109,7 @@ def measure_teachers(out: Path, config: TeachersConfig | None = None, *, trained
     last = folders[list(folders)[-1]]
     rows += decoding_rows(last, list(folders)[-1], config.decisions)
     about = {"date": utc_now(), "machine": describe_machine(), "versions": describe_versions()}
+    about["conditions"] = _conditions(about, config)
     return {**about, "config": dataclasses.asdict(config), "rows": rows}
 
 
@@ -189,8 +190,9 @@ def open_decoding(folder: str | Path, load: str, plan: bool, device: str = "cpu"
     return teacher
 
 
-def teachers_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def teachers_table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
     """One row a teacher, then one a way of decoding."""
+    table = markdown_table if markdown else text_table
     judged, timed = [row for row in rows if "seen_success" in row], [row for row in rows if "decision_rate_hz" in row]
 
     def cell(row: Mapping[str, Any], axis: str) -> str:
@@ -201,7 +203,7 @@ def teachers_table(rows: Sequence[Mapping[str, Any]]) -> str:
     def share(value: float | None) -> str:
         return "" if value is None else as_percent(value)
 
-    quality = text_table(
+    quality = table(
         ["recipe", "plan", *AXES, "questions", "before"],
         [
             [
@@ -214,11 +216,28 @@ def teachers_table(rows: Sequence[Mapping[str, Any]]) -> str:
             for r in judged
         ],
     )
-    speed = text_table(
-        ["load", "plan", "decisions/s", "memory"],
-        [[r["load"], "yes" if r["plan"] else "", f"{r['decision_rate_hz']:.2f}", f"{r['peak_memory_bytes'] / 1e6:.0f} MB"] for r in timed],
+    speed = table(
+        ["language model in", "plan", "decisions/s", "p50", "p99", "memory"],
+        [
+            [
+                r["load"],
+                "yes" if r["plan"] else "",
+                f"{r['decision_rate_hz']:.2f}",
+                *(f"{r['latency_ms'][key]:.0f} ms" for key in ("p50", "p99")),
+                f"{r['peak_memory_bytes'] / 1e6:.0f} MB",
+            ]
+            for r in timed
+        ],
     )
     return f"{quality}\n\n{speed}"
+
+
+def _conditions(about: Mapping[str, Any], config: TeachersConfig) -> str:
+    machine, versions = about["machine"], about["versions"]
+    return (
+        f"{about['date'][:10]}, {machine['cpu']}, {machine['cores_usable']} cores, GPUs {machine['gpus'] or 'none'}, Python {versions['python']}, "
+        f"torch {versions.get('torch', '–')}. {config.episodes} episodes an axis, the same seeds for all, 95 % Wilson intervals; one training run each."
+    )
 
 
 def _collect(config: TeachersConfig, place: Path) -> None:

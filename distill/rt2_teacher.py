@@ -45,7 +45,7 @@ from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
 from actlet.storage import read_json, sha256, write_bytes, write_json
 from distill.backbones import VisionFeatures, load_language_model, quantize_linears
-from distill.student import flag_thresholds, ordinal_embedding
+from distill.student import ordinal_embedding
 from distill.teacher_parts import CameraVision, Prefix, Reading, Text, TextCondition, Words
 
 __all__ = ["Decision", "Decoding", "Rt2Teacher", "TeacherConfig", "load_teacher", "save_teacher"]
@@ -102,11 +102,16 @@ class Decoding:
     temperature: float = 1.0
     """Of the distributions that are drawn from; those that are returned are at 1."""
     seed: int = 0
-    """Of the draws."""
+    """Of the stream of draws, which goes on from answer to answer."""
+    terminate_above: float = 0.97
+    """How probable terminate must be to be said; see `distill.student.flag_thresholds`."""
 
     def __post_init__(self) -> None:
-        if self.max_words < 1 or self.temperature <= 0:
-            raise SpecError(f"decoding: max_words {self.max_words}, temperature {self.temperature}: both must be positive.")
+        if self.max_words < 1 or self.temperature <= 0 or not 0 < self.terminate_above < 1:
+            raise SpecError(
+                f"decoding: max_words {self.max_words}, temperature {self.temperature}, terminate_above {self.terminate_above}: "
+                "expected positive numbers, the last below 1."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +182,6 @@ class Rt2Teacher(nn.Module):
         self.output_scale = nn.Parameter(torch.tensor(0.25))  # logits start about as wide as those of words
         self.register_buffer("state_mean", torch.as_tensor(np.zeros(state_dim) if state_mean is None else state_mean, dtype=torch.float32))
         self.register_buffer("state_std", torch.as_tensor(np.ones(state_dim) if state_std is None else state_std, dtype=torch.float32))
-        self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
-        self.register_buffer("thresholds", flag_thresholds(spec.action), persistent=False)
         for name, text in (("answer_ids", ANSWER), ("plan_ids", PLAN), ("action_ids", ACTION)):
             self.register_buffer(name, torch.tensor(self._text_tokenizer(text)["input_ids"]), persistent=False)
         self.register_buffer("overwritten", torch.from_numpy(self.vocabulary.ids), persistent=False)
@@ -417,7 +420,7 @@ class Rt2Teacher(nn.Module):
         for dimension in range(self.spec.action.dim):
             logits = self._logits(hidden)[:, 0]
             answers.append(torch.softmax(logits, dim=-1))  # (B, K)
-            emitted.append(self._draw(logits, how) if how.sample else self._choose(answers[-1], dimension))
+            emitted.append(self._draw(logits, how) if how.sample else self._choose(answers[-1], dimension, how))
             if dimension + 1 < self.spec.action.dim:
                 hidden = self._continue(prefix, self.action_tokens[emitted[-1]][:, None])
         return Decision(torch.stack(answers, dim=1).cpu().numpy(), torch.stack(emitted, dim=1).cpu().numpy(), plans)
@@ -481,12 +484,13 @@ class Rt2Teacher(nn.Module):
             vectors.append(self.see(shared, state, condition))
         return torch.cat(vectors).cpu().numpy()
 
-    def _choose(self, probabilities: Tensor, dimension: int) -> Tensor:
+    def _choose(self, probabilities: Tensor, dimension: int, how: Decoding) -> Tensor:
         """(B, K) -> int64 (B,): the bin that is emitted."""
         bins = probabilities.shape[-1]
         expectation = (probabilities * torch.arange(bins, device=probabilities.device)).sum(-1)
-        if self.is_binary[dimension]:
-            return torch.where(expectation > self.thresholds[dimension] * (bins - 1), bins - 1, 0)
+        if self.spec.action.kinds[dimension] == "binary":
+            above = how.terminate_above if self.spec.action.names[dimension] == "terminate" else 0.5
+            return torch.where(expectation > above * (bins - 1), bins - 1, 0)
         return expectation.round().long()
 
     def _draw(self, logits: Tensor, how: Decoding) -> Tensor:
