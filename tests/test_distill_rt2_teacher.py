@@ -250,3 +250,14 @@ def test_without_pretrained_weights_it_is_saved_and_loaded_whole(tmp_path: Path)
     a, b = (t.action_distribution(observations(1), INSTRUCTIONS[:1]) for t in (scratch, loaded))
     assert np.abs(a - b).max() < 5e-3  # float16 on disk
     assert not torch.equal(loaded.language.embed_tokens.weight, Rt2Teacher(SPEC, TOKENIZER, config=TINY).language.embed_tokens.weight)
+
+
+def test_terminate_is_said_above_its_threshold_alone(teacher: Rt2Teacher) -> None:
+    """Just below what the teacher believes it is said, just above it is not; other flags go by one half."""
+    seen = observations(1)
+    p = teacher.decide(seen, INSTRUCTIONS[:1]).probabilities[0, 0]
+    believed = float((p * np.arange(256)).sum() / 255)
+    for above, expected in ((believed - 0.01, 255), (believed + 0.01, 0)):
+        assert teacher.decide(seen, INSTRUCTIONS[:1], Decoding(terminate_above=above)).bins[0, 0] == expected
+    with pytest.raises(SpecError, match=r"terminate_above 1\.0"):
+        Decoding(terminate_above=1.0)
