@@ -183,7 +183,8 @@ def decoding_rows(folder: Path, recipe: str, decisions: int) -> list[dict[str, A
 
 def open_decoding(folder: str | Path, load: str, plan: bool, device: str = "cpu") -> Any:
     """A teacher that decodes in one way."""
-    from distill.rt2_teacher import Decoding, load_teacher
+    from distill.teacher_checkpoint import load_teacher
+    from distill.teacher_config import Decoding
 
     teacher = load_teacher(folder, load=load, device=device)
     teacher.decoding = Decoding(plan=plan)
@@ -247,8 +248,8 @@ def _collect(config: TeachersConfig, place: Path) -> None:
 
 
 def _teach(data: Path, config: TeachersConfig, recipe: str, place: Path) -> None:
-    from distill.rt2_teacher import TeacherConfig
     from distill.teach import TeachConfig, teach
+    from distill.teacher_config import TeacherConfig
 
     settings: dict[str, Any] = {
         "web": ("easy-vqa",),

@@ -26,104 +26,28 @@ LoRA instead of full fine-tuning, so that what is learned fits into 20 MB.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from actlet.action_tokens import ActionTokenizer, ActionVocabulary
-from actlet.errors import CheckpointError, SpecError
+from actlet.errors import SpecError
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
-from actlet.storage import read_json, sha256, write_bytes, write_json
 from distill.backbones import VisionFeatures, load_language_model, quantize_linears
 from distill.student import ordinal_embedding
+from distill.teacher_config import ACTION, ANSWER, GREY, PLAN, PROMPT, QUESTION, Decision, Decoding, TeacherConfig, action_ids
 from distill.teacher_parts import CameraVision, Prefix, Reading, Text, TextCondition, Words
 
-__all__ = ["Decision", "Decoding", "Rt2Teacher", "TeacherConfig", "load_teacher", "save_teacher"]
+__all__ = ["Rt2Teacher"]
 
-SCHEMA_VERSION = 1
-PROMPT = "Q: what action should the robot take to {instruction}?"
-QUESTION = "Q: {question}"
-ANSWER, PLAN, ACTION = " A:", " Plan:", " Action:"
-VOCABULARIES = ("least-used", "integers", "last")
-GREY = 128  # What a camera sees that has no picture.
+
 _PREFIXES_KEPT = 64  # a prefix of 20 tokens takes 0.3 MB
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """The shape of the network."""
-
-    layers: int = 6
-    """Layers of the language model that are kept, of 30."""
-    lora_rank: int = 16
-    channels: tuple[int, ...] = (96, 128, 192)
-    blocks: tuple[int, ...] = (1, 2, 2)
-    condition_dim: int = 256
-    features: int = 256
-    """Size of the scene vector."""
-    dropout: float = 0.1
-    """Share of what the scene vector is made of that is switched off in training."""
-    scene_tokens: int = 4
-    """T, tokens that the scene vector is shown to the language model as."""
-    vocabulary: str = "least-used"
-    """Which tokens mean actions: the "least-used" of the training texts (RT-2 on PaLM-E), the "integers" (RT-2 on PaLI-X; a vocabulary
-    that splits digits has none), or the "last" ids (OpenVLA)."""
-    pretrained: bool = True
-    """False: language model and vision begin at random and learn everything, as in RT-2's ablation. Only the words' embeddings stay as
-    they were drawn, so that the condition of the vision keeps its meaning."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "blocks", tuple(self.blocks))
-        if self.vocabulary not in VOCABULARIES:
-            raise SpecError(f"action vocabulary {self.vocabulary!r}, expected one of {VOCABULARIES}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How answers are decoded."""
-
-    plan: bool = False
-    """Say a plan in words before the action tokens."""
-    max_words: int = 16
-    """Tokens of a plan or an answer, at most."""
-    sample: bool = False
-    """Draw each token from its distribution in place of taking its expectation (or, of a flag, the more probable half)."""
-    temperature: float = 1.0
-    """Of the distributions that are drawn from; those that are returned are at 1."""
-    seed: int = 0
-    """Of the stream of draws, which goes on from answer to answer."""
-    terminate_above: float = 0.97
-    """How probable terminate must be to be said; see `distill.student.flag_thresholds`."""
-
-    def __post_init__(self) -> None:
-        if self.max_words < 1 or self.temperature <= 0 or not 0 < self.terminate_above < 1:
-            raise SpecError(
-                f"decoding: max_words {self.max_words}, temperature {self.temperature}, terminate_above {self.terminate_above}: "
-                "expected positive numbers, the last below 1."
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """What was decoded for B observations."""
-
-    probabilities: NDArray[np.float32]
-    """(B, A, K): the distribution of each token, given those before it."""
-    bins: NDArray[np.int64]
-    """(B, A): the tokens that were emitted."""
-    plans: list[str]
-    """(B,): what was said before, empty without a plan."""
 
 
 class Rt2Teacher(nn.Module):
@@ -164,7 +88,7 @@ class Rt2Teacher(nn.Module):
         width = language.config.hidden_size
         if vocabulary_ids is None:
             said = [*(PROMPT.format(instruction=line) for line in corpus), *other_texts, ANSWER, PLAN, ACTION]
-            vocabulary_ids = _action_ids(c.vocabulary, self._text_tokenizer, said, tokenizer.bins)
+            vocabulary_ids = action_ids(c.vocabulary, self._text_tokenizer, said, tokenizer.bins)
         self.vocabulary = ActionVocabulary(vocabulary_ids, language.config.vocab_size)
         self.language = self._adapt(language, device)
         self.features = VisionFeatures(pretrained=c.pretrained)
@@ -508,104 +432,3 @@ class Rt2Teacher(nn.Module):
         p = decision.probabilities
         entropy = -(p * np.log(p + 1e-9)).sum(-1).mean(-1) / np.log(self.tokenizer.bins)
         return [ActionChunk(a[None], np.float32([1.0 - e])) for a, e in zip(actions, entropy, strict=True)]
-
-
-def _action_ids(strategy: str, text_tokenizer: Any, said: Sequence[str], bins: int) -> NDArray[np.int64]:
-    """The token ids that mean actions.
-
-    Of the least used, those that occur least in what is said; among equals the highest, which byte-pair encoding merged last:
-    the rarest words.
-
-    Raises:
-        SpecError: The vocabulary has no tokens for the integers, or too few tokens.
-    """
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = text_tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    if strategy == "integers":
-        return ActionVocabulary.integers(encode, len(text_tokenizer), bins=bins).ids
-    if strategy == "last":
-        return ActionVocabulary.last(len(text_tokenizer), bins=bins).ids
-    counts = np.zeros(len(text_tokenizer), np.int64)
-    for text in set(said):
-        np.add.at(counts, text_tokenizer(text)["input_ids"], 1)
-    return ActionVocabulary.least_used(counts, bins=bins, forbidden=text_tokenizer.all_special_ids).ids
-
-
-def _own_weights(teacher: Rt2Teacher) -> dict[str, Tensor]:
-    """All that was trained: everything but the frozen backbones."""
-    learned = {name for name, p in teacher.named_parameters() if p.requires_grad}
-    buffers = {name for name, _ in teacher.named_buffers() if not name.startswith("language.")}
-    if teacher.config.pretrained:
-        buffers = {name for name in buffers if not name.startswith("features.")}
-    return {name: value for name, value in teacher.state_dict().items() if name in learned | buffers}
-
-
-def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) -> None:
-    """Write config.json and adapter.safetensors (float16) into a folder that exists."""
-    write_json(
-        folder / "config.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "teacher",
-            "spec": teacher.spec.to_dict(),
-            "tokenizer": teacher.tokenizer.to_dict(),
-            "architecture": dataclasses.asdict(teacher.config),
-            "action_token_ids": teacher.vocabulary.ids.tolist(),
-            "backbones": {"language": "SmolLM2-135M-Instruct", "vision": "EfficientNet-Lite0"} if teacher.config.pretrained else {},
-            "lineage": lineage,
-        },
-    )
-    weights = {
-        name: value.to(torch.float16).cpu().contiguous() if value.is_floating_point() else value.cpu().contiguous()
-        for name, value in _own_weights(teacher).items()
-    }
-    write_bytes(folder / "adapter.safetensors", save(weights))
-
-
-def load_teacher(folder: str | Path, *, trainable: bool = False, load: str = "fp32", device: str = "cpu") -> Rt2Teacher:
-    """Load a teacher checkpoint.
-
-    Args:
-        folder: What `save_teacher` wrote.
-        trainable: Keep the adapter apart, so that it can be trained on. By default it is merged, for inference.
-        load: "fp32", or "int8" or "nf4" for a language model in 8 or 4 bits.
-        device: Where it computes, as torch names it: "cpu", "cuda".
-
-    Raises:
-        CheckpointError: The folder is missing, incomplete, or of another kind or version.
-        MissingExtraError: The packages that carry the pretrained parts are not installed.
-    """
-    folder = Path(folder)
-    for file in (folder / "config.json", folder / "adapter.safetensors"):
-        if not file.is_file():
-            raise CheckpointError(
-                f"{file} is missing: {folder} is not a teacher checkpoint. Make one with: actlet teach --data … --out {folder}"
-            )
-    try:
-        config = read_json(folder / "config.json")
-        if (config.get("schema_version"), config.get("kind")) != (SCHEMA_VERSION, "teacher"):
-            raise CheckpointError(
-                f"{folder}: kind {config.get('kind')!r}, version {config.get('schema_version')!r}; expected 'teacher', {SCHEMA_VERSION}."
-            )
-        teacher = Rt2Teacher(
-            PolicySpec.from_dict(config["spec"]),
-            ActionTokenizer.from_dict(config["tokenizer"]),
-            np.array(config["action_token_ids"], np.int64),
-            TeacherConfig(**config["architecture"]),
-            load=load,
-            device=device,
-        )
-        weights = {
-            name: value.float() if value.is_floating_point() else value for name, value in load_file(folder / "adapter.safetensors").items()
-        }
-        missing = sorted(set(_own_weights(teacher)) ^ set(weights))
-        if missing:
-            raise CheckpointError(f"{folder}: weights {missing[:5]} are missing or unknown; the checkpoint is not of this architecture.")
-        teacher.load_state_dict(weights, strict=False)
-        teacher.content_hash = sha256(folder / "adapter.safetensors")
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be read as a teacher checkpoint: {error}. Copy it again, or train it again.") from error
-    return teacher if trainable else teacher.merge_adapter()

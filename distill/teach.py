@@ -42,8 +42,10 @@ from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import teacher_card
-from distill.rt2_teacher import GREY, PROMPT, QUESTION, VOCABULARIES, Rt2Teacher, TeacherConfig, load_teacher, save_teacher
+from distill.rt2_teacher import Rt2Teacher
 from distill.student import ordinal_embedding
+from distill.teacher_checkpoint import load_teacher, save_teacher
+from distill.teacher_config import GREY, PROMPT, QUESTION, VOCABULARIES, TeacherConfig
 from distill.teacher_parts import Words
 from distill.web_data import WEB_SETS, WebData, accuracy, held_out_questions, load_web_data
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actlet.errors import CheckpointError
-from distill.rt2_teacher import load_teacher
+from distill.teacher_checkpoint import load_teacher
 from distill.teacher_file import TEACHER_FILE, read_teacher_file
 
 __all__ = ["is_served", "open_teacher"]

@@ -19,7 +19,7 @@ __all__ = ["is_remote", "kind_of", "open_policy"]
 
 _CHECKPOINTS = {
     "student": ("distill.student", "open_student"),
-    "teacher": ("distill.rt2_teacher", "load_teacher"),
+    "teacher": ("distill.teacher_checkpoint", "load_teacher"),
     "foreign_teacher": ("distill.foreign_teacher", "load_foreign_teacher"),
     "openvla_teacher": ("distill.openvla", "load_openvla"),
 }

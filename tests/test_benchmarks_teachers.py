@@ -11,8 +11,10 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.errors import CallerError
 from actlet.storage import read_json, write_json
 from benchmarks.teachers import DECODINGS, RECIPES, decoding_rows, main, quality_row, teachers_table
-from distill.rt2_teacher import Rt2Teacher, TeacherConfig, save_teacher
+from distill.rt2_teacher import Rt2Teacher
 from distill.teach import TeachConfig
+from distill.teacher_checkpoint import save_teacher
+from distill.teacher_config import TeacherConfig
 from episodes import tabletop
 from episodes.rollout import EpisodeResult
 

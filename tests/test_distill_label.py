@@ -22,8 +22,9 @@ from distill.frames import Frames
 from distill.label import LabelConfig, label
 from distill.label_store import LabelStore, read_labels
 from distill.labels import label_frames
-from distill.rt2_teacher import Rt2Teacher, load_teacher, save_teacher
+from distill.rt2_teacher import Rt2Teacher
 from distill.student import load_student
+from distill.teacher_checkpoint import load_teacher, save_teacher
 from distill.train import distill
 from episodes.collect import collect
 from episodes.lerobot_dataset import open_dataset

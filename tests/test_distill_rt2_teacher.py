@@ -16,7 +16,9 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.errors import ActionError, CheckpointError, SpecError
 from actlet.protocols import Observation, Teacher
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
-from distill.rt2_teacher import PROMPT, Decoding, Rt2Teacher, TeacherConfig, load_teacher, save_teacher
+from distill.rt2_teacher import Rt2Teacher
+from distill.teacher_checkpoint import load_teacher, save_teacher
+from distill.teacher_config import PROMPT, Decoding, TeacherConfig
 
 SPEC = PolicySpec(
     observation=ObservationSpec(cameras=(CameraSpec(name="top", height=64, width=64),), state_names=("x", "y"), state_units=("m", "m")),

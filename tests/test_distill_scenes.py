@@ -12,8 +12,9 @@ import torch
 from actlet.action_tokens import ActionTokenizer
 from actlet.specs import PolicySpec, TimingSpec
 from distill import scenes
-from distill.rt2_teacher import PROMPT, Rt2Teacher, TeacherConfig
+from distill.rt2_teacher import Rt2Teacher
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
+from distill.teacher_config import PROMPT, TeacherConfig
 from episodes.demonstration import PerturbationConfig, demonstrate
 
 SUITE = "point_reach:make_suite"

@@ -18,8 +18,9 @@ from actlet.storage import read_json
 from distill import teach as teaching
 from distill import web_data
 from distill.frames import Frames
-from distill.rt2_teacher import Decoding, TeacherConfig, load_teacher
 from distill.teach import TeachConfig, teach
+from distill.teacher_checkpoint import load_teacher
+from distill.teacher_config import Decoding, TeacherConfig
 from episodes.collect import collect
 
 TINY = TeacherConfig(layers=1, lora_rank=2, channels=(8, 8, 8), blocks=(1, 1, 1), condition_dim=8, features=16, scene_tokens=2)

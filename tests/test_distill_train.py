@@ -15,9 +15,11 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.errors import SpecError
 from actlet.specs import PolicySpec, TimingSpec
 from actlet.storage import read_json, sha256
-from distill.rt2_teacher import Rt2Teacher, TeacherConfig, load_teacher, save_teacher
+from distill.rt2_teacher import Rt2Teacher
 from distill.student import Student, StudentConfig, StudentPolicy, load_student
 from distill.teach import TeachConfig, teach
+from distill.teacher_checkpoint import load_teacher, save_teacher
+from distill.teacher_config import TeacherConfig
 from distill.train import SAMPLES, TrainConfig, _shifted, distill
 from episodes.collect import collect
 from episodes.lerobot_dataset import open_dataset
