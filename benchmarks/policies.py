@@ -90,16 +90,19 @@ def share_parameters(contenders: Sequence[Contender], weights: dict[str, dict[st
 
 
 def parse_contenders(words: Sequence[str]) -> list[Contender]:
-    """Command-line words to contenders: ``path`` or ``name=path``; the name is the folder's by default.
+    """Command-line words to contenders: ``path`` or ``name=path``; the name is the folder's by default, the path may be a shipped teacher's name.
 
     A folder that `actlet demo` wrote stands for its four policies.
 
     Raises:
         CallerError: Two contenders of one name, or a folder that holds no policy.
     """
+    from distill import teacher_folder
+
     found: list[Contender] = []
     for word in words:
         name, _, path = word.rpartition("=")
+        path = str(teacher_folder(path))
         results = Path(path) / "results.json"
         if results.is_file():
             found += [Contender(p["name"], _place(Path(path), p["path"])) for p in read_json(results)["policies"]]

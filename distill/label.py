@@ -195,7 +195,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = LabelConfig()
     parser.epilog = EPILOG
     parser.add_argument("--data", required=True, help="a LeRobotDataset folder (v3.0 or v2.1)")
-    parser.add_argument("--teacher", default="shipped", help="a teacher's folder, or 'shipped' (default: shipped)")
+    parser.add_argument("--teacher", default="shipped", help="a teacher's folder, 'shipped' or 'rt2-base' (default: shipped)")
     parser.add_argument("--out", required=True, help="the folder of labels, new or begun before")
     parser.add_argument("--top-k", type=int, default=defaults.top_k, help="bins whose probability is kept, of 256 (default: %(default)s)")
     parser.add_argument(
@@ -206,9 +206,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `label`."""
-    from distill import shipped_teacher
+    from distill import teacher_folder
 
-    teacher = shipped_teacher() if arguments.teacher == "shipped" else arguments.teacher
+    teacher = teacher_folder(arguments.teacher)
     config = LabelConfig(top_k=arguments.top_k, shard_frames=arguments.shard_frames, batch_size=arguments.batch_size)
     state = _processes()
     report = label(arguments.data, teacher, arguments.out, config)

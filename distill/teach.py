@@ -499,7 +499,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--data", required=True, nargs="+", help="LeRobotDataset folders (v3.0 or v2.1)")
     parser.add_argument("--out", required=True, help="the checkpoint folder to make")
-    parser.add_argument("--start", help="a teacher's checkpoint to go on from, or 'shipped' (default: none)")
+    parser.add_argument("--start", help="a teacher's checkpoint to go on from, 'shipped' or 'rt2-base' (default: none)")
     parser.add_argument(
         "--web",
         nargs="*",
@@ -558,7 +558,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `teach`."""
-    from distill import shipped_teacher
+    from distill import teacher_folder
 
     config = TeachConfig(
         vision_steps=arguments.vision_steps,
@@ -574,7 +574,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         architecture=TeacherConfig(layers=arguments.layers, vocabulary=arguments.vocabulary, pretrained=not arguments.from_scratch),
     )
-    start = shipped_teacher() if arguments.start == "shipped" else arguments.start
+    start = teacher_folder(arguments.start) if arguments.start else None
     out = teach(arguments.data, arguments.out, config, start=start, overwrite=arguments.overwrite)
     print((out / "README.md").read_text(encoding="utf-8"))
     print(f"teacher written to {out}")

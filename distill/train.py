@@ -435,7 +435,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a LeRobotDataset folder (v3.0 or v2.1)")
     parser.add_argument("--out", required=True, help="the checkpoint folder to make")
     parser.add_argument(
-        "--teacher", default="shipped", help="a teacher's folder, the ws:// of a server, 'shipped', or 'none' (default: shipped)"
+        "--teacher",
+        default="shipped",
+        help="a teacher's folder, the ws:// of a server, 'shipped', 'rt2-base', or 'none' (default: shipped)",
     )
     parser.add_argument(
         "--suite", default="tabletop", help="simulated suite for on-policy rounds, or 'none' for recordings (default: tabletop)"
@@ -462,9 +464,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `distill`."""
-    from distill import shipped_teacher
+    from distill import teacher_folder
 
-    teacher = {"shipped": shipped_teacher(), "none": None}.get(arguments.teacher, arguments.teacher)
+    teacher = None if arguments.teacher == "none" else teacher_folder(arguments.teacher)
     config = TrainConfig(
         steps=arguments.steps,
         rounds=arguments.rounds,
