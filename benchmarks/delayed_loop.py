@@ -39,6 +39,7 @@ from actlet.statistics import wilson_interval
 from benchmarks.closed_loop import ClosedLoopConfig
 from episodes.simulated_robot import SimulatedRobot
 from episodes.suites import make_suite
+from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, drive
 from runtime.inference import Answer, InlineInference
 from runtime.limits import CommandLimiter
@@ -167,8 +168,24 @@ class _Waiting(InlineInference):
         return done
 
 
-def run_delayed(policy: Policy, delay: Delay, config: ClosedLoopConfig, *, label: str = "", progress: bool = True) -> list[dict[str, Any]]:
+def run_delayed(
+    policy: Policy,
+    delay: Delay,
+    config: ClosedLoopConfig,
+    *,
+    schedule: ScheduleConfig | None = None,
+    label: str = "",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
     """Run the episodes of `config.seeds` under a delay.
+
+    Args:
+        policy: What decides.
+        delay: How late.
+        config: Which episodes; one after the other, in this process.
+        schedule: How chunks follow each other; the control loop's default when None.
+        label: Text of the progress bar.
+        progress: Show it.
 
     Returns:
         For every episode, in JSON types: ``task, seed, instruction, success, steps, decisions, holds, stopped_by, message``.
@@ -178,7 +195,8 @@ def run_delayed(policy: Policy, delay: Delay, config: ClosedLoopConfig, *, label
     tasks = {name: suite.make(name) for name in names}
     given = _as_the_loop_takes_it(policy, delay)
     latency_s = delay.latency_s(policy.spec.timing.rate_hz)
-    loop = LoopConfig(realtime=True, inference="inline" if delay.while_waiting == "stands still" else "thread")
+    inference: Literal["inline", "thread"] = "inline" if delay.while_waiting == "stands still" else "thread"
+    loop = LoopConfig(realtime=True, inference=inference, schedule=schedule or ScheduleConfig())
     episodes: list[dict[str, Any]] = []
     try:
         with tqdm(config.seeds, desc=label, unit="episode", disable=not progress, file=sys.stderr) as seeds:

@@ -7,6 +7,9 @@ simulated network, and the others run on the robot. Three measurements, joined i
     success    in closed loop at that lateness, the arm standing still or moving on          virtual time (`benchmarks.delayed_loop`)
     on board   the same two for the policies on the robot: their own latency, no network     this process, one thread
 
+On board a policy answers within its control step. The loop can wait for it ("stands still", late by 0), or ask in a thread as `actlet run
+--realtime` does ("moves on", late by 1); and it can cross-fade from chunk to chunk, as is its default, or not: all four are judged.
+
 A latency, the median that a robot saw, makes the answers d control steps late. Success is judged for some d (`judged_steps`), which makes it
 independent of the machine; a row takes the largest of these that is not later than its own d, so it never looks worse than it was judged.
 """
@@ -15,10 +18,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from actlet.errors import CallerError, SpecError
@@ -33,6 +37,7 @@ from benchmarks.policies import Contender, Sample, samples_for
 from benchmarks.service_rate import RateConfig, measure_rates, served
 from benchmarks.tables import text_table
 from benchmarks.units import as_number, as_percent
+from runtime.chunk_schedule import ScheduleConfig
 from runtime.opening import open_policy
 
 __all__ = ["ServiceConfig", "measure_service", "run_service", "service_tables"]
@@ -67,7 +72,7 @@ def measure_service(contenders: Sequence[Contender], config: ServiceConfig, *, p
 
     Returns:
         JSON types: ``date, machine, versions, suite, served, rate_hz`` (control steps in a second), ``conditions``, ``rows`` (robots, network,
-        rates, latency, lateness, success), ``late`` (success by lateness), ``on_board`` (a row for every other policy), and ``raw``:
+        rates, latency, lateness, success), ``late`` (success by lateness), ``on_board`` (four rows for every other policy), and ``raw``:
         every latency and episode.
 
     Raises:
@@ -92,9 +97,9 @@ def measure_service(contenders: Sequence[Contender], config: ServiceConfig, *, p
         episodes[f"{first.name}, {delay.steps} late, {delay.while_waiting}"] = found
     on_board = []
     for other in others:
-        row, found = _on_board(other.name, policies[other.name], config, samples)
-        on_board.append(row)
-        episodes[f"{other.name}, on board"] = found
+        for row, found in _on_board(other.name, policies[other.name], config, samples):
+            on_board.append(row)
+            episodes[f"{other.name}, {row['delay_steps']} late, {row['while_waiting']}, blend {row['blend_steps']}"] = found
     rows = [_row(condition_found.summary(condition), late, rate_hz) for condition, condition_found in measured.items()]
     raw = [{**dataclasses.asdict(condition), **dataclasses.asdict(condition_found)} for condition, condition_found in measured.items()]
     machine = describe_machine()
@@ -135,8 +140,10 @@ def _row(summary: dict[str, Any], late: Sequence[Mapping[str, Any]], rate_hz: fl
     return {**summary, "late": ways, **{key: best[key] for key in ("success", "success_ci95", "episodes")}}
 
 
-def _on_board(name: str, policy: Policy, config: ServiceConfig, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A policy on the robot: its latency here, and success with the lateness that it makes in a loop that moves on."""
+def _on_board(
+    name: str, policy: Policy, config: ServiceConfig, samples: Sequence[Sample]
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """A policy on the robot: its latency here, and success with the lateness that it makes, for every way to run it."""
     for sample in samples:
         policy.predict([sample.observation], [sample.instruction])
     spent_s = []
@@ -146,10 +153,15 @@ def _on_board(name: str, policy: Policy, config: ServiceConfig, samples: Sequenc
         policy.predict([sample.observation], [sample.instruction])
         spent_s.append(time.perf_counter() - started)
     latency, rate_hz = latency_summary(spent_s), policy.spec.timing.rate_hz
-    delay = Delay.of(latency["p50"] / 1e3, rate_hz, "moves on")
-    found = run_delayed(policy, delay, config.loop, label=f"{name}, on board")
-    summary = summarise_delayed(delay, found, rate_hz)
-    return {"policy": name, "decision_rate_hz": 1e3 / latency["p50"], "latency_ms": latency, **summary}, found
+    for way, blend_steps in itertools.product(WAYS, (0, ScheduleConfig().blend_steps)):
+        delay = Delay.of(latency["p50"] / 1e3, rate_hz, way)
+        schedule = ScheduleConfig(blend_steps=blend_steps)
+        found = run_delayed(policy, delay, config.loop, schedule=schedule, label=f"{name} on board, {way}, blend {blend_steps}")
+        summary = summarise_delayed(delay, found, rate_hz)
+        yield (
+            {"policy": name, "decision_rate_hz": 1e3 / latency["p50"], "latency_ms": latency, "blend_steps": blend_steps, **summary},
+            found,
+        )
 
 
 def service_tables(document: Mapping[str, Any]) -> str:
@@ -201,7 +213,9 @@ def service_tables(document: Mapping[str, Any]) -> str:
             as_number(row["decision_rate_hz"]),
             as_number(row["latency_ms"]["p50"]),
             as_number(row["latency_ms"]["p99"]),
+            row["while_waiting"],
             f"{row['delay_steps']} steps",
+            f"{row['blend_steps']} steps",
             str(row["episodes"]),
             success(row),
             as_number(row["mean_seconds"]),
@@ -214,7 +228,18 @@ def service_tables(document: Mapping[str, Any]) -> str:
         f"{text_table(header, service)}",
     ]
     if board:
-        columns = ["on board", "decisions/s", "p50 ms", "p99", "late by", "episodes", "success [95 %]", "seconds"]
+        columns = [
+            "on board",
+            "decisions/s",
+            "p50 ms",
+            "p99",
+            "meanwhile",
+            "late by",
+            "cross-fade",
+            "episodes",
+            "success [95 %]",
+            "seconds",
+        ]
         parts.append(f"on the robot:\n\n{text_table(columns, board)}")
     return "\n\n".join(parts)
 

@@ -64,9 +64,10 @@ def test_success_is_judged_by_lateness_and_rows_take_what_is_not_later(document:
         for way in row["late"].values():
             assert way["judged_steps"] <= way["steps"]
         assert row["success"] == max(way["success"] for way in row["late"].values())
-    (student,) = document["on_board"]
-    assert (student["policy"], student["while_waiting"], student["episodes"]) == ("student", "moves on", 4)
-    assert len(document["raw"]["episodes"]) == 6
+    assert [(row["policy"], row["while_waiting"], row["blend_steps"], row["episodes"]) for row in document["on_board"]] == [
+        ("student", way, blend, 4) for way in ("stands still", "moves on") for blend in (0, 2)
+    ]
+    assert len(document["raw"]["episodes"]) == 5 + 4
 
 
 def test_the_document_is_json_and_the_tables_name_every_row(document: dict[str, Any]) -> None:
@@ -75,7 +76,7 @@ def test_the_document_is_json_and_the_tables_name_every_row(document: dict[str, 
     assert document["machine"]["cpu"]
     text = service_tables(document)
     assert text.count(" robots ") == 8
-    assert text.count("stands still") == 3 + 1
+    assert text.count("stands still") == 3 + 1 + 2
     assert "on the robot" in text
 
 
