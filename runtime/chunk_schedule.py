@@ -16,6 +16,9 @@ Cross-fade over the first m steps of overlap, j = 0 .. m-1, with w = (j + 1) / (
 
     due = (1 - w) old + w new          flags (binary dimensions) take the new value at once
 
+m is `blend_steps`, but less than the number of steps that the old chunk was in use: a policy that answers at every step is not faded at
+all, or every command would be made of its past (a student that did 39 of 42 simulated episodes did 20 so; docs/lessons.md).
+
 ACT's temporal ensembling (Zhao et al. 2023) averages all past chunks instead; for a policy that answers once and
 deterministically this averages old knowledge into new, so only the seam is smoothed here.
 """
@@ -43,7 +46,7 @@ class ScheduleConfig:
     rule: Literal["newest", "receding"] = "newest"
     """"newest": a newer chunk at once. "receding": after `execute_steps` actions of the one before."""
     blend_steps: int = 2
-    """m, steps of cross-fade at the seam; 0 for none. 2 at 10 Hz is 0.2 s, short against any reaction of the task."""
+    """m, most steps of cross-fade at a seam; 0 for none. 2 at 10 Hz is 0.2 s, short against any reaction of the task."""
 
     def __post_init__(self) -> None:
         if self.rule not in ("newest", "receding") or self.blend_steps < 0:
@@ -134,8 +137,8 @@ class ChunkSchedule:
 
     def _blend(self, actions: NDArray[np.float32], in_use: list[_Segment], observed_at: int, start: int) -> NDArray[np.float32]:
         blended = actions.copy()
-        steps = self._config.blend_steps
-        for j in range(steps if in_use else 0):
+        steps = min(self._config.blend_steps, start - in_use[0].start - 1) if in_use else 0
+        for j in range(steps):
             old, index = in_use[0].at(start + j), start + j - observed_at
             if old is None or index >= len(blended):
                 break

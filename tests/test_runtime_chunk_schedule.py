@@ -66,10 +66,21 @@ def test_the_cross_fade_is_linear_and_spares_flags(tiny_spec: PolicySpec) -> Non
     """Over two steps the weights are 1/3 and 2/3; binary dimensions (first and last) change at once."""
     schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(blend_steps=2))
     schedule.add(np.zeros((6, 4), np.float32), observed_at=0, now=0)
-    schedule.add(np.ones((6, 4), np.float32), observed_at=2, now=2)
-    np.testing.assert_allclose(schedule.at(2).action, [1, 1 / 3, 1 / 3, 1], rtol=1e-6)
-    np.testing.assert_allclose(schedule.at(3).action, [1, 2 / 3, 2 / 3, 1], rtol=1e-6)
-    np.testing.assert_array_equal(schedule.at(4).action, np.ones(4))
+    schedule.add(np.ones((6, 4), np.float32), observed_at=3, now=3)
+    np.testing.assert_allclose(schedule.at(3).action, [1, 1 / 3, 1 / 3, 1], rtol=1e-6)
+    np.testing.assert_allclose(schedule.at(4).action, [1, 2 / 3, 2 / 3, 1], rtol=1e-6)
+    np.testing.assert_array_equal(schedule.at(5).action, np.ones(4))
+
+
+def test_a_policy_that_answers_at_every_step_is_not_held_back_by_its_past(tiny_spec: PolicySpec) -> None:
+    """A chunk that was in use for n steps is faded out over less than n: over none for 1, over one for 2."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(blend_steps=2))
+    for step in range(4):
+        schedule.add(np.full((6, 4), step / 4, np.float32), observed_at=step, now=step)
+        np.testing.assert_array_equal(schedule.at(step).action, np.full(4, step / 4))
+    schedule.add(np.ones((6, 4), np.float32), observed_at=5, now=5)
+    np.testing.assert_allclose(schedule.at(5).action[1], (0.75 + 1) / 2)
+    np.testing.assert_array_equal(schedule.at(6).action, np.ones(4))
 
 
 def test_no_cross_fade_from_a_chunk_that_ran_out(tiny_spec: PolicySpec) -> None:
@@ -156,17 +167,18 @@ def test_laws_of_any_schedule(tiny_spec: PolicySpec, arrivals: list[tuple[int, i
 @given(values=st.lists(st.floats(0, 1, width=32), min_size=2, max_size=12), gap=st.integers(1, 7), blend=st.integers(1, 4))
 @settings(max_examples=300, deadline=None)
 def test_a_seam_goes_one_part_of_the_way(tiny_spec: PolicySpec, values: list[float], gap: int, blend: int) -> None:
-    """Chunks of constant value: the first step of a seam goes at most 1 / (m + 1) of the way to the new value, and never beyond."""
+    """Chunks of constant value, m < gap: the first step of a seam goes at most 1 / (m + 1) of the way to the new value, and never beyond."""
     schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(blend_steps=blend))
     for i, value in enumerate(values):
         now = i * gap
         before = schedule.at(now)
         schedule.add(np.full((6, 4), value, np.float32), observed_at=now, now=now)
         after = schedule.at(now).action[1]
-        if before is None:
+        if before is None or gap == 1:
             assert after == np.float32(value)
         else:
-            assert abs(after - before.action[1]) <= abs(np.float32(value) - before.action[1]) / (blend + 1) + 1e-6
+            steps = min(blend, gap - 1)
+            assert abs(after - before.action[1]) <= abs(np.float32(value) - before.action[1]) / (steps + 1) + 1e-6
 
 
 def test_contradicting_settings_are_refused() -> None:
