@@ -17,9 +17,9 @@ from typing import Any
 from actlet.errors import ActletError, CallerError
 from actlet.storage import read_json, write_bytes, write_json
 from benchmarks.results import read_results
-from benchmarks.tables import results_table
+from benchmarks.tables import markdown_table, results_table
 from benchmarks.teachers import teachers_table
-from benchmarks.units import as_duration
+from benchmarks.units import as_duration, as_percent
 
 __all__ = ["FIGURES", "PACKAGES", "TEACHERS", "TREE", "main", "put_between_markers", "table_text", "teachers_text", "tree_text"]
 
@@ -56,7 +56,24 @@ def table_text(results: Mapping[str, Any]) -> str:
 
 def teachers_text(document: Mapping[str, Any]) -> str:
     """The teachers' tables in Markdown, and the conditions they hold under."""
-    return f"{teachers_table(document['rows'], markdown=True)}\n\n{document['conditions']}"
+    served = document["service"]
+    rows = [
+        [
+            str(r["robots"]),
+            f"{r['delay_ms']:.0f} ms",
+            f"{r['decision_rate_hz']:.1f}",
+            f"{r['latency_p50_ms']:.0f} ms",
+            as_percent(r["success"]),
+        ]
+        for r in served["rows"]
+        if r["loss"] == 0 and r["robots"] in (served["rows"][0]["robots"], served["rows"][-1]["robots"])
+    ]
+    rows += [
+        [f"{r['policy']} on the robot", "–", f"{r['decision_rate_hz']:.0f}", f"{r['latency_p50_ms']:.2f} ms", as_percent(r["success"])]
+        for r in served["on_board"]
+    ]
+    cloud = markdown_table(["robots that ask one teacher", "network, one way", "decisions/s each", "p50", "success"], rows)
+    return f"{teachers_table(document['rows'], markdown=True)}\n\n{document['conditions']}\n\n{cloud}\n\n{served['conditions']}"
 
 
 def tree_text(root: Path = README.parent) -> str:

@@ -12,7 +12,8 @@ with its language model in float32, 8 and 4 bits, with and without a plan.
     python -m benchmarks.teachers --out runs/teachers                                trains all four: minutes on a GPU, hours without
     python -m benchmarks.teachers --out runs/teachers --teacher co-fine-tuned=DIR    measures one that is trained
 
-Finished parts are kept below --out, and the same command goes on after Ctrl-C.
+Finished parts are kept below --out, and the same command goes on after Ctrl-C. The result, teachers.json, is what README.md shows once it is
+copied to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -41,7 +42,16 @@ from benchmarks.units import as_percent
 from episodes.rollout import evaluate
 from episodes.seeds import REPORT_SEED_START
 
-__all__ = ["RECIPES", "TeachersConfig", "decoding_rows", "measure_teachers", "open_decoding", "quality_row", "teachers_table"]
+__all__ = [
+    "RECIPES",
+    "TeachersConfig",
+    "compact_service",
+    "decoding_rows",
+    "measure_teachers",
+    "open_decoding",
+    "quality_row",
+    "teachers_table",
+]
 
 # recipe -> what of `TeachConfig` differs.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -181,6 +191,40 @@ def decoding_rows(folder: Path, recipe: str, decisions: int) -> list[dict[str, A
     return rows
 
 
+def compact_service(document: Mapping[str, Any], conditions: str = "") -> dict[str, Any]:
+    """What `actlet bench service --out FILE` wrote, without every single latency and episode.
+
+    Returns:
+        ``date, machine, versions, conditions`` (for people), ``run`` (how it was measured), ``rows`` (robots, delay_ms, loss, rates, latency, success),
+        ``late`` (success by lateness) and ``on_board``: the best way to run each policy on the robot.
+    """
+    rows = [
+        {
+            **{
+                key: row[key]
+                for key in ("robots", "delay_ms", "loss", "decision_rate_hz", "total_rate_hz", "batch_mean", "server_cpu_ms_per_decision")
+            },
+            "latency_p50_ms": row["latency_ms"]["p50"],
+            "latency_p99_ms": row["latency_ms"]["p99"],
+            **{key: row[key] for key in ("late", "success", "success_ci95", "episodes")},
+        }
+        for row in document["rows"]
+    ]
+    best: dict[str, dict[str, Any]] = {}
+    for row in document["on_board"]:
+        if row["policy"] not in best or row["success"] > best[row["policy"]]["success"]:
+            best[row["policy"]] = {**row, "latency_p50_ms": row["latency_ms"]["p50"]}
+    about = {key: document[key] for key in ("date", "machine", "versions")}
+    return {
+        **about,
+        "conditions": conditions,
+        "run": document["conditions"],
+        "rows": rows,
+        "late": document["late"],
+        "on_board": list(best.values()),
+    }
+
+
 def open_decoding(folder: str | Path, load: str, plan: bool, device: str = "cpu") -> Any:
     """A teacher that decodes in one way."""
     from distill.teacher_checkpoint import load_teacher
@@ -296,6 +340,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=defaults.episodes, help="on every axis (default: %(default)s)")
     parser.add_argument("--decisions", type=int, default=defaults.decisions, help="turns of every way of decoding (default: %(default)s)")
     parser.add_argument("--device", default=defaults.device, help="where teachers compute in closed loop (default: %(default)s)")
+    parser.add_argument("--service", type=Path, help="what `actlet bench service --out` wrote, to be kept beside the rows")
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.memory_of:
@@ -311,6 +356,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained[recipe] = Path(folder)
     config = TeachersConfig(episodes=arguments.episodes, decisions=arguments.decisions, device=arguments.device)
     document = measure_teachers(arguments.out, config, trained=trained)
+    if arguments.service is not None:
+        document["service"] = compact_service(read_json(arguments.service))
     write_json(arguments.out / "teachers.json", document)
     print(teachers_table(document["rows"]))
     print(json.dumps({key: value for key, value in document.items() if key != "rows"}))

@@ -10,7 +10,7 @@ import pytest
 from actlet.action_tokens import ActionTokenizer
 from actlet.errors import CallerError
 from actlet.storage import read_json, write_json
-from benchmarks.teachers import DECODINGS, RECIPES, decoding_rows, main, quality_row, teachers_table
+from benchmarks.teachers import DECODINGS, RECIPES, compact_service, decoding_rows, main, quality_row, teachers_table
 from distill.rt2_teacher import Rt2Teacher
 from distill.teach import TeachConfig
 from distill.teacher_checkpoint import save_teacher
@@ -103,3 +103,26 @@ def test_the_published_figures_are_counted_from_their_outcomes() -> None:
             rate = row["seen_success"] if axis == "seen" else row["unseen_success"][axis]
             assert len(outcomes) == row["episodes"]
             assert rate == pytest.approx(outcomes.count("1") / len(outcomes))
+
+
+def test_a_service_is_kept_with_the_best_way_to_run_each_policy() -> None:
+    """Every condition stays; of a policy on the robot the row with the most successes."""
+    row = {
+        "robots": 4,
+        "delay_ms": 50.0,
+        "loss": 0.01,
+        "decision_rate_hz": 2.0,
+        "total_rate_hz": 8.0,
+        "batch_mean": 3.5,
+        "server_cpu_ms_per_decision": 60.0,
+        "latency_ms": {"p50": 400.0, "p99": 700.0},
+        "late": {},
+        "success": 0.5,
+        "success_ci95": [0.3, 0.7],
+        "episodes": 42,
+    }
+    boards = [{"policy": "student", "success": success, "latency_ms": {"p50": 1.0}} for success in (0.4, 0.9, 0.2)]
+    document = {"date": "", "machine": {}, "versions": {}, "conditions": {"threads": 1}, "rows": [row], "late": [], "on_board": boards}
+    kept = compact_service(document, "so")
+    assert [board["success"] for board in kept["on_board"]] == [0.9]
+    assert (kept["rows"][0]["latency_p50_ms"], kept["rows"][0]["loss"], kept["conditions"]) == (400.0, 0.01, "so")
