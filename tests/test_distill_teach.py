@@ -19,6 +19,7 @@ from distill import teach as teaching
 from distill import web_data
 from distill.frames import Frames
 from distill.teach import TeachConfig, teach
+from distill.teacher_batches import plan_every_frame
 from distill.teacher_checkpoint import load_teacher
 from distill.teacher_config import Decoding, TeacherConfig
 from episodes.collect import collect
@@ -98,8 +99,8 @@ def test_plans_need_a_gripper_and_terminate(data: Path) -> None:
     """A robot without them is told so."""
     spec = dataclasses.replace(spec_of_points(), action=dataclasses.replace(point_reach.ACTION, names=("terminate", "dx", "dy", "suction")))
     with pytest.raises(SpecError, match="suction"):
-        teaching._plans(frames(), spec, teaching.PLANNER)
-    assert teaching._plans(frames(), spec_of_points(), teaching.PLANNER) == ["reach the red target"] * 2 + ["done"]
+        plan_every_frame(frames(), spec, teaching.PLANNER)
+    assert plan_every_frame(frames(), spec_of_points(), teaching.PLANNER) == ["reach the red target"] * 2 + ["done"]
 
 
 def spec_of_points() -> PolicySpec:
