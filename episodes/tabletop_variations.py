@@ -5,7 +5,7 @@ suite                   what is varied
 ======================  ============================================================================================================
 tabletop                nothing
 tabletop-varied         TRAINING variety: tables of muted or warm tones, some with a pattern, muted floors, brightness, a jitter of the
-                        front camera, blocks of other sizes and proportions; a third of the scenes stay plain
+                        front camera, blocks of other sizes and proportions, discs; a third of the scenes stay plain
 tabletop-objects        three shapes that no demonstration shows: a can, a brick, a post
 tabletop-colours        blocks in three of four colours that no demonstration shows or names
 tabletop-backgrounds    tables with patterns of two strong hues, or of one
@@ -41,13 +41,17 @@ SHAPES = (
 # Cubes, largest first: the gripper opens by 85 mm.
 SIZES = (BlockShape(half=(0.025,) * 3), BlockShape(half=(0.020,) * 3), BlockShape(half=(0.016,) * 3))
 
-# Boxes that are still called blocks; nothing round, nothing as long or slender as the shapes above.
+# Boxes of other sizes and proportions, and flat discs; nothing as long, as slender or as tall and round as the shapes above.
 TRAINING_SHAPES = (
-    (CUBE, CUBE, CUBE),
-    (BlockShape(half=(0.019,) * 3), BlockShape(half=(0.024,) * 3), CUBE),
-    (BlockShape(half=(0.026, 0.020, 0.022)), BlockShape(half=(0.020, 0.025, 0.022)), BlockShape(half=(0.019, 0.019, 0.022))),
+    (BlockShape(half=(0.0165,) * 3), BlockShape(half=(0.024,) * 3), CUBE),
+    (BlockShape(half=(0.026, 0.020, 0.022)), BlockShape(half=(0.020, 0.025, 0.022)), BlockShape(half=(0.019, 0.016, 0.020))),
     (BlockShape(half=(0.022, 0.022, 0.018)), BlockShape(half=(0.020, 0.020, 0.026)), BlockShape(half=(0.018, 0.024, 0.020))),
-    (BlockShape(half=(0.025, 0.018, 0.019)), BlockShape(half=(0.018, 0.018, 0.018)), BlockShape(half=(0.023, 0.023, 0.025))),
+    (BlockShape(noun="disc", half=(0.024, 0.024, 0.017), is_round=True), BlockShape(half=(0.017, 0.017, 0.022)), CUBE),
+    (
+        BlockShape(noun="disc", half=(0.018, 0.018, 0.016), is_round=True),
+        BlockShape(half=(0.023, 0.023, 0.025)),
+        BlockShape(noun="disc", half=(0.021, 0.021, 0.018), is_round=True),
+    ),
 )
 
 KINDS = ("paraphrase", "relation", "size", "symbol")

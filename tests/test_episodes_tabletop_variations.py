@@ -16,7 +16,7 @@ from episodes.suites import SUITES, make_suite
 from episodes.tabletop_drawing import Look
 from episodes.tabletop_scene import COLOURS, UNSEEN_COLOURS, ModelKind, draw_layout
 from episodes.tabletop_textures import PATTERNS, STRONG_PAIRS, SYMBOLS, TRAINING_PAIRS, TRAINING_PATTERNS, pattern_texture, symbol_texture
-from episodes.tabletop_variations import PLAIN, TRAINING_FLOORS, TRAINING_TONES, VARIATIONS, draw_scene
+from episodes.tabletop_variations import PLAIN, SHAPES, TRAINING_FLOORS, TRAINING_SHAPES, TRAINING_TONES, VARIATIONS, draw_scene
 from episodes.tabletop_words import MARGIN_M, PARAPHRASES, SKILLS, draw_wish, relations, usual_wishes
 
 PX = 32
@@ -380,3 +380,20 @@ def test_results_say_the_kind():
     """An episode's result holds the kind of its instruction, so that rates can be split by it."""
     results = evaluate(StandStill, "tabletop-instructions", range(3), workers=1, progress=False)
     assert [result.kind for result in results] == [draw_wish(draw_scene(NEW, seed), SKILLS[seed % 3], seed).kind for seed in range(3)]
+
+
+def test_no_training_shape_is_one_of_those_that_are_judged():
+    """Nothing as long as a brick, as slender as a post, or as tall and round as a can; and no noun of theirs."""
+    judged = {shape.noun for shape in SHAPES}
+    shown = [shape for shapes in TRAINING_SHAPES for shape in shapes]
+    assert {shape.noun for shape in shown} == {"block", "disc"}
+    assert not judged & {shape.noun for shape in shown}
+    for shape in shown:
+        length, width, height = shape.half
+        assert max(length, width) / min(length, width) < 1.4
+        assert height / min(length, width) < 1.4
+        assert not (shape.is_round and height >= 0.02)
+    brick, post, can = (next(shape for shape in SHAPES if shape.noun == noun) for noun in ("brick", "post", "can"))
+    assert brick.half[0] / brick.half[1] > 1.8
+    assert post.half[2] / post.half[0] > 1.5
+    assert can.is_round
