@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from actlet.errors import ActionError, ObservationError, SpecError
 from actlet.plain import PlainJson
 
-__all__ = ["ActionSpec", "CameraSpec", "ObservationSpec", "PolicySpec", "TimingSpec", "require_same"]
+__all__ = ["ActionSpec", "CameraSpec", "ObservationSpec", "PolicySpec", "TimingSpec", "require_same", "require_same_rate"]
 
 Kind = Literal["continuous", "binary"]
 Hold = Literal["zero", "last"]
@@ -185,6 +185,18 @@ class PolicySpec(PlainJson):
     observation: ObservationSpec
     action: ActionSpec
     timing: TimingSpec
+
+
+def require_same_rate(ours: float, theirs: float, *, what: str) -> None:
+    """Refuse two control rates in [Hz] that differ by more than rounding: an action is a motion per step, and means another speed at another rate.
+
+    Raises:
+        SpecError: They differ.
+    """
+    if abs(ours - theirs) > 1e-3 * ours:
+        raise SpecError(
+            f"{what} differ: control rate {ours:g} Hz and {theirs:g} Hz. Actions are motions per step: resample, or use other data."
+        )
 
 
 def require_same(ours: PlainJson, theirs: PlainJson, *, what: str) -> None:

@@ -12,6 +12,9 @@ with its language model in float32, 8 and 4 bits, with and without a plan.
     python -m benchmarks.teachers --out runs/teachers                                trains all four: minutes on a GPU, hours without
     python -m benchmarks.teachers --out runs/teachers --teacher co-fine-tuned=DIR    measures one that is trained
 
+Intervals are over episodes; one training run each says nothing of how runs differ. The recipes have the same number of updates, so the
+co-fine-tuned one sees a quarter less of the robot, and the one from scratch has no stage on the web.
+
 Finished parts are kept below --out, and the same command goes on after Ctrl-C. The result, teachers.json, is what README.md shows once it is
 copied to benchmarks/results.
 """
@@ -40,7 +43,8 @@ from benchmarks.policies import Sample, samples_for
 from benchmarks.tables import markdown_table, text_table
 from benchmarks.units import as_percent
 from episodes.rollout import evaluate
-from episodes.seeds import REPORT_SEED_START
+from episodes.seeds import REPORT_SEED_START, TUNING_SEED_START
+from episodes.suites import make_suite
 
 __all__ = [
     "RECIPES",
@@ -103,7 +107,7 @@ def measure_teachers(out: Path, config: TeachersConfig | None = None, *, trained
         )
         for recipe in RECIPES:
             name = recipe.replace(", ", "-")
-            arguments = {"recipe": recipe, **dataclasses.asdict(config)}
+            arguments = {"recipe": recipe, **_settings(config, recipe)}
             work = functools.partial(_teach, data, config, recipe)
             folders[recipe] = chain.stage(name, f"teach: {recipe}", work, arguments=arguments, inputs={"data": data})
     rows = []
@@ -161,8 +165,8 @@ def decoding_rows(folder: Path, recipe: str, decisions: int) -> list[dict[str, A
     """How often a teacher decides, and in how much memory: every precision, and a plan, by turns in one run, one thread on a CPU.
 
     Returns:
-        For each ``teacher, recipe, plan, load, decision_rate_hz`` (1 / p50), ``latency_ms, latency_cpu_ms, decisions, peak_memory_bytes`` (VmHWM of a
-        fresh process).
+        For each ``teacher, recipe, plan, load, decision_rate_hz`` (1 / p50), ``latency_ms, latency_cpu_ms, decisions, peak_memory_bytes`` (resident
+        memory of a fresh process that has answered five times; while it loads, before weights are rounded, it has more).
     """
     import torch
 
@@ -170,7 +174,7 @@ def decoding_rows(folder: Path, recipe: str, decisions: int) -> list[dict[str, A
     torch.set_num_threads(1)
     names = {f"{load}{', plan' if plan else ''}": (load, plan) for load, plan in DECODINGS}
     policies: dict[str, Policy] = {name: open_decoding(folder, *how) for name, how in names.items()}
-    samples: list[Sample] = samples_for([], next(iter(policies.values())).spec, 8)
+    samples = _table_samples()
     timings, _ = measure_by_turns(policies, samples, LatencyConfig(rounds=decisions, calls=1))
     torch.set_num_threads(threads)
     layers = read_json(folder / "config.json")["architecture"]["layers"]
@@ -291,10 +295,8 @@ def _collect(config: TeachersConfig, place: Path) -> None:
     collect("tabletop-varied", place, config.demonstrations, seed=3)
 
 
-def _teach(data: Path, config: TeachersConfig, recipe: str, place: Path) -> None:
-    from distill.teach import TeachConfig, teach
-    from distill.teacher_config import TeacherConfig
-
+def _settings(config: TeachersConfig, recipe: str) -> dict[str, Any]:
+    """All that a recipe's training depends on, as JSON types."""
     settings: dict[str, Any] = {
         "web": ("easy-vqa",),
         "web_steps": config.web_steps,
@@ -303,9 +305,17 @@ def _teach(data: Path, config: TeachersConfig, recipe: str, place: Path) -> None
         "batch_size": config.batch_size,
         "vision_learning_rate": 1.6e-3,
         "learning_rate": 1e-3,
-        "architecture": TeacherConfig(pretrained=recipe != "scratch"),
+        "pretrained": recipe != "scratch",
     }
-    teach(data, place, TeachConfig(**(settings | RECIPES[recipe])))
+    return settings | RECIPES[recipe]
+
+
+def _teach(data: Path, config: TeachersConfig, recipe: str, place: Path) -> None:
+    from distill.teach import TeachConfig, teach
+    from distill.teacher_config import TeacherConfig
+
+    settings = _settings(config, recipe)
+    teach(data, place, TeachConfig(architecture=TeacherConfig(pretrained=settings.pop("pretrained")), **settings))
 
 
 def _play(folder: Path, plan: bool, axes: Sequence[str], config: TeachersConfig, place: Path) -> None:
@@ -313,6 +323,14 @@ def _play(folder: Path, plan: bool, axes: Sequence[str], config: TeachersConfig,
     seeds = range(REPORT_SEED_START, REPORT_SEED_START + config.episodes)
     found = {axis: [result.to_dict() for result in evaluate(factory, AXES[axis], seeds, batch=config.batch)] for axis in axes}
     write_json(place, found)
+
+
+def _table_samples(count: int = 9) -> list[Sample]:
+    """First frames of the simulated table, from tuning seeds: a plan is as long as it is on the robot."""
+    suite = make_suite("tabletop")
+    tasks = [suite.make(name) for name in suite.tasks]
+    seen = [tasks[i % len(tasks)].reset(TUNING_SEED_START + i) for i in range(count)]
+    return [Sample(observation, instruction) for observation, instruction in seen]
 
 
 def _peak_memory(folder: Path, load: str, plan: bool) -> int:
@@ -328,7 +346,7 @@ def _print_memory(folder: str, load: str, plan: str) -> None:
     for sample in samples_for([], teacher.spec, 5):
         teacher.predict([sample.observation], [sample.instruction])
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    print(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")))
+    print(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from actlet.errors import MissingExtraError, SpecError
 from actlet.storage import write_bytes
 
-__all__ = ["PRECISIONS", "VISION_CHANNELS", "VisionFeatures", "cache_folder", "load_language_model", "quantize_linears"]
+__all__ = ["PRECISIONS", "VISION_CHANNELS", "VisionFeatures", "allow_packing", "cache_folder", "load_language_model", "quantize_linears"]
 
 PRECISIONS = ("fp32", "int8", "nf4")
 
@@ -131,10 +131,20 @@ def quantize_linears(language: Any, load: str, device: torch.device | str = "cpu
                 small.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
             else:
                 small = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+                allow_packing(small, False)
                 small.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
             setattr(parent, name, small)
     setattr(language, "is_loaded_in_8bit" if load == "int8" else "is_loaded_in_4bit", True)
     return language.to(device)
+
+
+def allow_packing(linear: nn.Module, allowed: bool) -> None:
+    """Whether a matrix in 4 bits may be repacked at its first answer, as bitsandbytes does on processors with bfloat16 arithmetic: faster, and
+    from then on without a gradient, which training would not notice."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    if hasattr(linear, "support_avx512bf16_for_cpu"):
+        linear.support_avx512bf16_for_cpu = allowed and has_avx512bf16()
 
 
 class VisionFeatures(nn.Module):

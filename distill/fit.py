@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -78,7 +78,8 @@ def fit(
         parameter_groups: Where not all parameters are alike: "params", their learning rate in shares of `config`'s ("lr_scale", 1),
             and whether they are matrices that Muon updates instead of AdamW ("muon", False).
     """
-    accelerator = Accelerator()
+    # A stage may leave parts of a network out; that only several processes have to know.
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: the weights stay float32
     set_seed(config.seed)
@@ -90,7 +91,9 @@ def fit(
     optimizers = [kind(own, lr=config.learning_rate, weight_decay=config.weight_decay) for kind, own in by_optimizer.items()]  # type: ignore[call-arg]
     average = AveragedModel(module.to(accelerator.device), multi_avg_fn=_moving_average(config.average_decay), use_buffers=True)
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
-    accelerator.register_for_checkpointing(average)
+    accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())  # `_Learned` keeps what matters of them
+    accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
+    accelerator.register_for_checkpointing(_Learned(accelerator.unwrap_model(prepared)), _Learned(average))
     first = _resume(accelerator, state_folder, log_file)
     saved_at = started = time.monotonic()
     progress = tqdm(total=config.steps, initial=first, desc=label, unit="step", disable=not accelerator.is_main_process, mininterval=2.0)
@@ -140,6 +143,27 @@ def work_folder(out: Path, arguments: dict[str, Any]) -> Path:
 def _learning_rate(step: int, config: FitConfig) -> float:
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+
+
+class _Learned:
+    """What of a network's state a resumed run needs: parameters that learn, and buffers. What is frozen comes from where it came from at first,
+    and in 8 or 4 bits could not be read back from a state."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def _tensors(self) -> dict[str, Tensor]:
+        learned = {name: p.detach() for name, p in self._module.named_parameters() if p.requires_grad}
+        return {**learned, **dict(self._module.named_buffers())}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name -> tensor, as they are now."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Raises KeyError where the state is another network's."""
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
 
 
 def _moving_average(decay: float) -> Callable[..., None]:

@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from actlet.errors import DatasetError, SpecError
 from actlet.protocols import Observation, Teacher
-from actlet.specs import require_same
+from actlet.specs import require_same, require_same_rate
 from distill.label_store import LabelIdentity, LabelStore, Shard
 from distill.teachers import open_teacher
 from episodes.lerobot_dataset import LeRobotDataset, open_dataset
@@ -107,6 +107,7 @@ def label(data: str | Path, teacher: str | Path, out: str | Path, config: LabelC
     dataset, asked = open_dataset(data), open_teacher(teacher)
     require_same(asked.spec.observation, dataset.observation_spec, what="observations of teacher and dataset")
     require_same(asked.spec.action, dataset.action_spec, what="actions of teacher and dataset")
+    require_same_rate(asked.spec.timing.rate_hz, dataset.rate_hz, what="teacher and dataset")
     [content_hash] = broadcast_object_list([dataset.content_hash if state.is_main_process else None])  # It reads the whole dataset.
     identity = LabelIdentity(
         teacher=asked.content_hash,

@@ -41,8 +41,7 @@ def teacher_card(teacher: Rt2Teacher, lineage: dict[str, Any]) -> str:
     lines = [
         "# Teacher policy",
         "",
-        f"- RT-2's form: the first {teacher.config.layers} layers of SmolLM2-135M-Instruct with LoRA of rank {teacher.config.lora_rank}, early stages of "
-        "EfficientNet-Lite0 (both frozen, from their packages) with the picture's colours beside them, and a vision trunk of its own",
+        f"- RT-2's form: {_backbones(teacher)}, with the picture's colours beside them, and a vision trunk of its own",
         f"- {trained / 1e6:.2f} M trained parameters, which are what this folder holds (float16)",
         f"- answers one action of {spec.action.dim} tokens of {teacher.tokenizer.bins} bins each, token by token, constrained to the action tokens",
         f"- sees {_cameras(teacher)} and the state {list(spec.observation.state_names)}",
@@ -50,6 +49,17 @@ def teacher_card(teacher: Rt2Teacher, lineage: dict[str, Any]) -> str:
         f"in {lineage.get('hours')} hours" + (f", from the teacher {lineage['start'][:12]} on" if lineage.get("start") else ""),
     ]
     return "\n".join([*lines, "", *_training(lineage)])
+
+
+def _backbones(teacher: Rt2Teacher) -> str:
+    layers = teacher.config.layers
+    if not teacher.config.pretrained:
+        return f"{layers} layers as SmolLM2-135M has them and early stages as EfficientNet-Lite0 has them, without pretrained weights, all trained"
+    bits = {"fp32": "", "int8": " in 8 bits", "nf4": " in 4 bits"}[teacher.load]
+    return (
+        f"the first {layers} layers of SmolLM2-135M-Instruct{bits} with LoRA of rank {teacher.config.lora_rank}, early stages of "
+        "EfficientNet-Lite0 (both frozen, from their packages)"
+    )
 
 
 def _cameras(policy: Student | Rt2Teacher) -> str:

@@ -39,7 +39,7 @@ from actlet.action_tokens import ActionTokenizer, ActionVocabulary
 from actlet.errors import SpecError
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
-from distill.backbones import VisionFeatures, load_language_model, quantize_linears
+from distill.backbones import VisionFeatures, allow_packing, load_language_model, quantize_linears
 from distill.student import ordinal_embedding
 from distill.teacher_config import ACTION, ANSWER, GREY, PLAN, PROMPT, QUESTION, Decision, Decoding, TeacherConfig, action_ids
 from distill.teacher_parts import CameraVision, Prefix, Reading, Text, TextCondition, Words
@@ -106,7 +106,7 @@ class Rt2Teacher(nn.Module):
         self.output_scale = nn.Parameter(torch.tensor(0.25))  # logits start about as wide as those of words
         self.register_buffer("state_mean", torch.as_tensor(np.zeros(state_dim) if state_mean is None else state_mean, dtype=torch.float32))
         self.register_buffer("state_std", torch.as_tensor(np.ones(state_dim) if state_std is None else state_std, dtype=torch.float32))
-        for name, text in (("answer_ids", ANSWER), ("plan_ids", PLAN), ("action_ids", ACTION)):
+        for name, text in (("answer_ids", ANSWER), ("plan_ids", PLAN), ("action_ids", ACTION), ("end_ids", self._text_tokenizer.eos_token)):
             self.register_buffer(name, torch.tensor(self._text_tokenizer(text)["input_ids"]), persistent=False)
         self.register_buffer("overwritten", torch.from_numpy(self.vocabulary.ids), persistent=False)
         self._texts: dict[str, Text] = {}
@@ -122,7 +122,9 @@ class Rt2Teacher(nn.Module):
 
     def _adapt(self, language: Any, device: torch.device | str) -> Any:
         if not self.config.pretrained:
-            return language  # all of it learns
+            if self.load != "fp32":
+                raise SpecError(f"a teacher without pretrained weights learns all of them, which {self.load} cannot: use fp32.")
+            return language
         # peft imports bitsandbytes, which warns that a faster kernel could be fetched from a hub.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         from peft import LoraConfig, inject_adapter_in_model
@@ -181,6 +183,8 @@ class Rt2Teacher(nn.Module):
         """Add the adapter to the weights that it adapts: the same answers in less time, no more training. In 8 or 4 bits it stays apart."""
         for module in self._adapted() if self.load == "fp32" else ():
             module.merge()
+        for module in self.language.modules() if self.load == "nf4" else ():
+            allow_packing(module, True)
         self._learns = False
         return self.eval()
 
@@ -390,6 +394,8 @@ class Rt2Teacher(nn.Module):
             going = going * (chosen != end)
             if not going.any():
                 break
+        if going.any():  # cut off: what comes next has only ever followed an end
+            self._continue(prefix, self._embed(self.end_ids, len(hidden)), going[:, None])
         return [self._text_tokenizer.decode(row, skip_special_tokens=True).strip() for row in torch.stack(said, dim=1).tolist()]
 
     @torch.inference_mode()

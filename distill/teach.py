@@ -31,7 +31,7 @@ from torch import Tensor
 from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
 from actlet.errors import SpecError
-from actlet.specs import PolicySpec, TimingSpec, require_same
+from actlet.specs import PolicySpec, TimingSpec, require_same, require_same_rate
 from actlet.storage import new_folder, write_bytes
 from distill.backbones import PRECISIONS
 from distill.fit import FitConfig, fit, work_folder
@@ -117,7 +117,7 @@ def teach(
     Raises:
         DatasetError: A dataset cannot be used.
         CheckpointError: `start` cannot be loaded.
-        SpecError: The datasets, or `start` and they, differ in what is seen or commanded.
+        SpecError: The datasets, or `start` and they, differ in what is seen or commanded, or in their rate.
         StorageError: `out` exists, or cannot be written.
     """
     from episodes.lerobot_dataset import open_dataset
@@ -127,6 +127,7 @@ def teach(
     for other in datasets[1:]:
         require_same(first.observation_spec, other.observation_spec, what=f"observations of {first.path} and {other.path}")
         require_same(first.action_spec, other.action_spec, what=f"actions of {first.path} and {other.path}")
+        require_same_rate(first.rate_hz, other.rate_hz, what=f"{first.path} and {other.path}")
     frames = Frames.concatenate([Frames.from_episodes(each.read_all(), each.observation_spec, each.action_spec) for each in datasets])
     spec = PolicySpec(
         observation=first.observation_spec,
@@ -171,6 +172,7 @@ def teach_on_frames(
         teacher = load_teacher(start, trainable=True, load=config.load, device=str(device))
         require_same(teacher.spec.observation, spec.observation, what=f"observations of {start} and the datasets")
         require_same(teacher.spec.action, spec.action, what=f"actions of {start} and the datasets")
+        require_same_rate(teacher.spec.timing.rate_hz, spec.timing.rate_hz, what=f"{start} and the datasets")
         lineage = {**lineage, "start": teacher.content_hash}
         config = dataclasses.replace(config, architecture=teacher.config)
     batches = Batches(teacher, frames, web, plans, config)

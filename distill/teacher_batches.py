@@ -145,6 +145,7 @@ class Batches:
         asked = round(web_share * config.batch_size)
         robot = config.batch_size - asked
         rows = self.frames.draw(robot, config.undecided_share, generator)
+        rows = rows[torch.randperm(robot, generator=generator)]  # `draw` sorts: rows that plan and rows that act shall be alike
         planned = round(config.plan_share * robot) if self.plans is not None else 0
         noise = config.state_noise * self.state_std * torch.randn(robot, self.state.shape[1], generator=generator)
         state = self.state[rows] + noise

@@ -43,6 +43,7 @@ def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) 
             "spec": teacher.spec.to_dict(),
             "tokenizer": teacher.tokenizer.to_dict(),
             "architecture": dataclasses.asdict(teacher.config),
+            "load": teacher.load,
             "action_token_ids": teacher.vocabulary.ids.tolist(),
             "backbones": {"language": "SmolLM2-135M-Instruct", "vision": "EfficientNet-Lite0"} if teacher.config.pretrained else {},
             "lineage": lineage,
@@ -55,13 +56,13 @@ def save_teacher(teacher: Rt2Teacher, folder: Path, *, lineage: dict[str, Any]) 
     write_bytes(folder / "adapter.safetensors", save(weights))
 
 
-def load_teacher(folder: str | Path, *, trainable: bool = False, load: str = "fp32", device: str = "cpu") -> Rt2Teacher:
+def load_teacher(folder: str | Path, *, trainable: bool = False, load: str | None = None, device: str = "cpu") -> Rt2Teacher:
     """Load a teacher checkpoint.
 
     Args:
         folder: What `save_teacher` wrote.
         trainable: Keep the adapter apart, so that it can be trained on. By default it is merged, for inference.
-        load: "fp32", or "int8" or "nf4" for a language model in 8 or 4 bits.
+        load: "fp32", or "int8" or "nf4" for a language model in 8 or 4 bits; what it was trained in when None.
         device: Where it computes, as torch names it: "cpu", "cuda".
 
     Raises:
@@ -85,7 +86,7 @@ def load_teacher(folder: str | Path, *, trainable: bool = False, load: str = "fp
             ActionTokenizer.from_dict(config["tokenizer"]),
             np.array(config["action_token_ids"], np.int64),
             TeacherConfig(**config["architecture"]),
-            load=load,
+            load=load or config.get("load", "fp32"),
             device=device,
         )
         weights = {

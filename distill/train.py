@@ -35,7 +35,7 @@ from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
 from actlet.errors import SpecError
 from actlet.protocols import Policy
-from actlet.specs import PolicySpec, TimingSpec, require_same
+from actlet.specs import PolicySpec, TimingSpec, require_same, require_same_rate
 from actlet.storage import new_folder, write_bytes, write_json
 from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
@@ -46,7 +46,7 @@ from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import student_card
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
 from distill.student import Student, StudentConfig, StudentOutput, StudentPolicy, open_student, student_config_json
-from distill.teachers import is_served, open_teacher
+from distill.teachers import open_teacher
 from distill.text_encoder import load_text_encoder
 from episodes.episode import Episode
 from episodes.lerobot_dataset import open_dataset
@@ -171,7 +171,7 @@ def distill(
     store = LabelStore.open(labels, dataset) if labels is not None else None
     arguments = {
         "data": dataset.content_hash,
-        "teacher": f"served:{asked.content_hash}" if asked is not None and is_served(teacher) else str(teacher),
+        "teacher": asked.content_hash if asked is not None else None,
         "suite": suite,
         "labels": store.identity.document() if store else None,
         "config": dataclasses.asdict(config),
@@ -182,6 +182,7 @@ def distill(
     if asked is not None:
         require_same(asked.spec.observation, observation, what="observations of teacher and dataset")
         require_same(asked.spec.action, action, what="actions of teacher and dataset")
+        require_same_rate(asked.spec.timing.rate_hz, dataset.rate_hz, what="teacher and dataset")
     count = max(1, round(config.labelled_share * len(train_rows)))
     labelled = sorted(np.random.default_rng(config.seed).permutation(len(train_rows))[:count].tolist())
     if store is not None:

@@ -119,11 +119,12 @@ class RemotePolicy:
         """
         self.spec.observation.check(observation.images, observation.state)
         question = pack({**self.keys.message(observation, instruction), **more})
-        if self._connection is None:
-            self.metadata = self._connect()
         started = time.monotonic()
         try:
-            self._refuse_what_was_not_asked_for()
+            if self._connection is not None and self._has_ended():
+                self.close()
+            if self._connection is None:
+                self.metadata = self._connect()
             self._connection.send(question)
             answer = unpack(self._connection.recv(timeout=self.answer_timeout_s))
             timing = answer.get("server_timing")
@@ -143,12 +144,17 @@ class RemotePolicy:
             self.close()
             raise
 
-    def _refuse_what_was_not_asked_for(self) -> None:
-        """A frame that is here before the question would be taken for its answer."""
+    def _has_ended(self) -> bool:
+        """Whether the server closed the connection while nothing was asked, as it does after a pause. A frame that is here before the question
+        would be taken for its answer, and is refused."""
+        from websockets.exceptions import ConnectionClosed
+
         try:
             self._connection.recv(timeout=0)
         except TimeoutError:
-            return
+            return False
+        except ConnectionClosed:
+            return True
         raise RemoteError("the server sent a frame that nothing was asked for; the connection is closed.")
 
     def _connect(self) -> dict[str, Any]:

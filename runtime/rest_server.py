@@ -28,6 +28,7 @@ __all__ = ["RestServer"]
 
 _FIRST_CAMERA = ("full_image", "image")
 _DISCARDED = 2**22  # bytes of a question that was refused
+_LENGTH_DIGITS = 18  # of a Content-Length: what is longer is no length
 
 
 class RestServer:
@@ -142,7 +143,7 @@ def _handler(server: RestServer, idle_timeout_s: float) -> type[BaseHTTPRequestH
             length = self.headers.get("Content-Length", "")
             if self.path != "/act":
                 self._refuse(404, f"{self.path!r:.60}: expected /act")
-            elif not length.isdecimal():
+            elif not length.isdecimal() or len(length) > _LENGTH_DIGITS:
                 self._refuse(411, "expected a Content-Length")
             elif int(length) > server.largest_question:
                 self._refuse(413, f"{length} bytes: expected at most {server.largest_question}")

@@ -151,7 +151,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of inference (default: 1)")
     parser.add_argument("--schedule", choices=("newest", "receding"), default="newest", help="which chunk is used (default: newest)")
-    parser.add_argument("--blend-steps", type=int, default=2, help="most steps of cross-fade between chunks that follow each other slowly (default: 2)")
+    parser.add_argument(
+        "--blend-steps", type=int, default=2, help="most steps of cross-fade between chunks that follow each other slowly (default: 2)"
+    )
     parser.epilog = """\
 examples:
   actlet run bundles/int8 --task put --seed 7                       one simulated episode, as fast as possible

@@ -58,8 +58,10 @@ def as_actions(answer: Any, horizon: int, dim: int) -> NDArray[np.float32]:
     try:
         rows = [_numbers(row) for row in answer] if isinstance(answer, list) else _numbers(answer)
         values = np.asarray(rows, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RemoteError(f"the answer is {answer!r:.80}: expected {horizon} actions of {dim} numbers.") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise RemoteError(
+            f"the answer is {str(answer)[:80] if not isinstance(error, RecursionError) else 'lists of lists of lists'}: expected {horizon} actions of {dim} numbers."
+        ) from error
     if horizon == 1 and values.shape == (dim,):
         values = values[None]
     if values.shape != (horizon, dim):
