@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,7 +42,8 @@ from distill.rt2_teacher import Rt2Teacher
 from distill.teacher_batches import Batches, Training, plan_every_frame
 from distill.teacher_checkpoint import load_teacher, save_teacher
 from distill.teacher_config import QUESTION, VOCABULARIES, TeacherConfig
-from distill.web_data import WEB_SETS, accuracy, held_out_questions, load_web_data
+from distill.web_data import WEB_SETS, WebData, accuracy, held_out_questions, load_web_data
+from distill.web_pictures import FOLDER_SETS
 
 __all__ = ["PLANNER", "TeachConfig", "add_arguments", "run", "teach"]
 
@@ -76,7 +78,7 @@ class TeachConfig:
     auxiliary_weight: float = 0.3
     """Weight of the vision's own head in the third stage."""
     web: tuple[str, ...] = ()
-    """Sets of `distill.web_data.load_web_data`; without any, training is on the robot's data alone."""
+    """Sets of `distill.web_data.load_web_data`, as "easy-vqa" or "emoji=FOLDER"; without any, training is on the robot's data alone."""
     web_share: float = 0.25
     """Share of a batch of the second and third stage that is drawn from them."""
     plan_share: float = 0.0
@@ -175,6 +177,7 @@ def teach_on_frames(
         require_same_rate(teacher.spec.timing.rate_hz, spec.timing.rate_hz, what=f"{start} and the datasets")
         lineage = {**lineage, "start": teacher.content_hash}
         config = dataclasses.replace(config, architecture=teacher.config)
+    web = web and _sayable(web, teacher)
     batches = Batches(teacher, frames, web, plans, config)
     frames.images.clear()  # The maps are all that is seen from here on.
     module = Training(teacher, len(batches.answer_names)).to(memory_format=torch.channels_last)  # a fifth faster on a processor
@@ -227,6 +230,19 @@ def teach_on_frames(
     return out
 
 
+def _sayable(web: WebData, teacher: Rt2Teacher) -> WebData:
+    """Without the answers that a teacher cannot say: made without them, as one to start from is, it may use their words as actions."""
+    lost = []
+    for answer in sorted(set(web.answers)):
+        try:
+            teacher.words([answer])
+        except SpecError:
+            lost.append(answer)
+    if lost:
+        print(f"web: questions are left out whose answers' words mean actions to this teacher: {', '.join(lost)}", file=sys.stderr)
+    return web.without(lost)
+
+
 def _stage(module: Training, losses: Callable[..., dict[str, Tensor]], config: FitConfig, work: Path, name: str) -> None:
     """Train `module` through an early stage, or load what came out of it before the run was cut off."""
     from safetensors.torch import load_file, save_file
@@ -254,6 +270,7 @@ examples:
   actlet teach --data data/table --out checkpoints/teacher
   actlet teach --data data/more --start checkpoints/teacher --vision-steps 100 --steps 150 --out checkpoints/better
   actlet teach --data data/table --web easy-vqa --web-steps 600 --out checkpoints/cofined    co-fine-tuned with questions of the web
+  actlet teach --data data/table --web easy-vqa emoji=node_modules/emoji-datasource-google --out checkpoints/named
   actlet teach --data data/table --plan-share 0.5 --out checkpoints/planning                 says its plan before it acts
   actlet teach --data data/table --load nf4 --out checkpoints/qlora                          language model in 4 bits (QLoRA)
   actlet teach --data data/table --out checkpoints/quick --vision-steps 100 --steps 100      to see it run
@@ -272,7 +289,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="SET",
-        help=f"questions about pictures to mix in: {', '.join(WEB_SETS)}, or NAME=FOLDER for those that are read from a folder (default: none)",
+        help="questions about pictures to mix in: "
+        + ", ".join([*WEB_SETS, *(f"{name}=FOLDER" for name in FOLDER_SETS)])
+        + "; how to fetch the folders: docs/web-data.md (default: none)",
     )
     parser.add_argument(
         "--web-share", type=float, default=defaults.web_share, help="share of each batch that is the web's (default: %(default)s)"

@@ -5,18 +5,23 @@ the triangle?" and "is there a teal shape?". Beside the pictures as they are, wh
 cuts shapes out and pastes several of them onto one plain ground (Dwibedi et al. 2017), and asks what the set's own answers then say:
 the colour of the one circle, the shape of the one teal thing, whether something black is there, and in which corner it is. What a word looks like
 among other things is what a robot needs of the web.
+
+More things, by name and by kind, come from folders on disk (emoji, stamps, clip-art): `distill.web_pictures`, and docs/web-data.md for how to
+fetch them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlet.errors import MissingExtraError, SpecError, UnknownNameError
+from distill.web_pictures import FOLDER_SETS, ask_about, plain_ground
 
 __all__ = ["WEB_SETS", "Answering", "WebData", "accuracy", "easy_vqa", "easy_vqa_collages", "held_out_questions", "load_web_data"]
 
@@ -24,6 +29,7 @@ SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("red", "green", "blue", "yellow", "black", "brown", "gray", "teal")
 _QUESTIONS_A_PICTURE = 4
 _WHOLE_PICTURES, _COLLAGES = 2000, 5000
+_FOLDER_PICTURES = 2000  # of each set that is read from a folder
 _COLLAGE_SIDE = (9, 34)  # [pixels of 128], from a block that is far away to one that is close
 
 
@@ -59,24 +65,55 @@ class WebData:
             [text for part in parts for text in part.answers],
         )
 
+    def without(self, answers: Sequence[str]) -> WebData:
+        """The questions that have other answers; all pictures stay.
+
+        Raises:
+            SpecError: There is no other.
+        """
+        left_out = set(answers)
+        kept = [row for row, answer in enumerate(self.answers) if answer not in left_out]
+        return WebData(self.images, self.picture[kept], [self.questions[row] for row in kept], [self.answers[row] for row in kept])
+
 
 def load_web_data(names: Sequence[str], *, height: int, width: int, seed: int = 0) -> WebData:
     """Training sets by name, joined.
 
     Args:
-        names: Keys of `WEB_SETS`.
+        names: Keys of `WEB_SETS`; or NAME=FOLDER, where NAME is a key of `distill.web_pictures.FOLDER_SETS`.
         height: Of the pictures.
         width: Likewise.
         seed: Of what is drawn.
 
     Raises:
         UnknownNameError: There is no such set.
+        SpecError: A folder is missing, or named for a set that has none.
+        DatasetError: A folder is not of its set's layout.
         MissingExtraError: A set's package is not installed.
     """
-    unknown = [name for name in names if name not in WEB_SETS]
-    if unknown or not names:
-        raise UnknownNameError("set of web data", unknown[0] if unknown else "", list(WEB_SETS))
-    return WebData.concatenate([WEB_SETS[name](height=height, width=width, seed=seed) for name in names])
+    readers = [_reader(name) for name in names]
+    if not readers:
+        raise UnknownNameError("set of web data", "", [*WEB_SETS, *FOLDER_SETS])
+    return WebData.concatenate([read(height=height, width=width, seed=seed) for read in readers])
+
+
+def _reader(word: str) -> Callable[..., WebData]:
+    """A set's function of height, width and seed."""
+    name, _, folder = word.partition("=")
+    if name not in WEB_SETS and name not in FOLDER_SETS:
+        raise UnknownNameError("set of web data", name, [*WEB_SETS, *FOLDER_SETS])
+    if bool(folder) != (name in FOLDER_SETS):
+        how = f"is read from a folder: write {name}=FOLDER" if name in FOLDER_SETS else f"is a package and has no folder: write {name}"
+        raise SpecError(f"web data {word!r}: {name!r} {how}.")
+    if not folder:
+        return WEB_SETS[name]
+
+    def read(*, height: int, width: int, seed: int) -> WebData:
+        pictures = FOLDER_SETS[name](Path(folder).expanduser())
+        images, owners, questions, answers = ask_about(pictures, height=height, width=width, count=_FOLDER_PICTURES, seed=seed)
+        return WebData(np.stack(images), np.array(owners), questions, answers)
+
+    return read
 
 
 class Answering(Protocol):
@@ -228,8 +265,7 @@ def _cut_outs(rng: np.random.Generator, count: int = 1500) -> list[_CutOut]:
 def _collage(shapes: list[_CutOut], height: int, width: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], list[_Thing]]:
     from PIL import Image
 
-    grey = rng.uniform(110, 245)
-    canvas = Image.new("RGB", (width, height), tuple(int(np.clip(grey + rng.normal(0, 12), 0, 255)) for _ in range(3)))
+    canvas = plain_ground(height, width, rng)
     things: list[_Thing] = []
     taken: list[tuple[float, float, float]] = []
     for _ in range(int(rng.integers(2, 5))):

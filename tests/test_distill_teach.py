@@ -10,6 +10,7 @@ import numpy as np
 import point_reach
 import pytest
 import torch
+from small_web_folders import write_emoji
 
 pytest.importorskip("easy_vqa")
 
@@ -47,6 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web_data, "_WHOLE_PICTURES", 8)
     monkeypatch.setattr(web_data, "_COLLAGES", 8)
+    monkeypatch.setattr(web_data, "_FOLDER_PICTURES", 12)
     monkeypatch.setattr(teaching, "HELD_OUT_QUESTIONS", 6)
 
 
@@ -89,6 +91,21 @@ def test_stages_may_be_left_out(data: Path, tmp_path: Path) -> None:
     assert {file.name for file in out.iterdir()} == {"README.md", "adapter.safetensors", "config.json", "web_log.jsonl"}
     on = teach(data, tmp_path / "on", tiny(), start=out)
     assert load_teacher(on).vocabulary.ids.tolist() == load_teacher(out).vocabulary.ids.tolist()
+
+
+def test_names_keep_their_words_unless_the_teacher_was_made_without_them(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ "volleyball" is one of the rarest words: a teacher that is made with it can say it, one to start from may not, and says so."""
+    folder = write_emoji(tmp_path / "emoji")
+    settings = {"web": (f"emoji={folder}",), "web_share": 0.5, "vision_steps": 0, "steps": 1}
+    known = load_teacher(teach(data, tmp_path / "known", tiny(**settings)))
+    assert known.words(["volleyball", "red apple", "food"]).ids.shape[0] == 3
+    assert "left out" not in capsys.readouterr().err
+    plain = teach(data, tmp_path / "plain", tiny(vision_steps=0, steps=1))
+    on = teach(data, tmp_path / "on", tiny(**settings), start=plain)
+    assert "questions are left out whose answers' words mean actions to this teacher: volleyball" in capsys.readouterr().err
+    assert first_line(on)["web"] > 0
 
 
 @pytest.mark.slow

