@@ -185,7 +185,7 @@ labels what is missing.
 examples:
   actlet label --data data/table --out labels/table                          with the teacher that comes along
   torchrun --nproc_per_node 2 -m distill.label --data data/table --out labels/table
-  accelerate launch --multi_gpu --num_processes 2 -m distill.label --data data/table --out labels/table    with or without GPUs
+  accelerate launch --multi_gpu --num_processes 2 -m distill.label --data data/table --out labels/table    on processors
   actlet label --data data/table --teacher checkpoints/teacher --top-k 256 --out labels/exact      another teacher, nothing left out
   actlet distill --data data/table --labels labels/table --out checkpoints/student
 """
