@@ -16,4 +16,4 @@ def shipped_teacher(name: str = "shipped") -> Path:
 
 def teacher_folder(word: str | Path) -> str | Path:
     """The folder of one of `SHIPPED`'s names; any other word as it is."""
-    return shipped_teacher(word) if isinstance(word, str) and word in SHIPPED else word
+    return shipped_teacher(str(word)) if str(word) in SHIPPED else word
