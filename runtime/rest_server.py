@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = ["RestServer"]
 _FIRST_CAMERA = ("full_image", "image")
 _DISCARDED = 2**22  # bytes of a question that was refused
 _LENGTH_DIGITS = 18  # of a Content-Length: what is longer is no length
+_QUESTION_S = 10.0  # Longest that a question may take to come in; one that trickles in would hold its place for ever.
 
 
 class RestServer:
@@ -151,13 +153,21 @@ def _handler(server: RestServer, idle_timeout_s: float) -> type[BaseHTTPRequestH
                 self._refuse(503, "too many questions at once")
             else:
                 try:
-                    body = self.rfile.read(int(length))
+                    body = self._body(int(length))
                     if len(body) == int(length):
                         self._reply(*server.answer(body))
                 except TimeoutError:
                     self.close_connection = True
                 finally:
                     server.free.release()
+
+        def _body(self, length: int) -> bytes:
+            body, end = bytearray(), time.monotonic() + min(idle_timeout_s, _QUESTION_S)
+            while len(body) < length and (piece := self.rfile.read1(min(length - len(body), 65_536))):
+                body += piece
+                if time.monotonic() > end:
+                    raise TimeoutError
+            return bytes(body)
 
         def _refuse(self, status: int, why: str) -> None:
             self.close_connection = True

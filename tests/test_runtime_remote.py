@@ -393,3 +393,14 @@ def test_a_folder_without_a_policy_is_refused(tmp_path: Path, capsys: pytest.Cap
 
     assert main(["serve", str(tmp_path)]) == 2
     assert "Give the folder of a bundle, a student or a teacher" in capsys.readouterr().err
+
+
+def test_a_robot_that_pauses_is_answered_again() -> None:
+    """The server ends a connection on which nothing is asked; the next question makes a new one instead of failing."""
+    with PolicyServer(Echo(), ServerConfig(port=0, idle_timeout_s=0.3)) as server, RemotePolicy(server.url, **PATIENT) as remote:
+        first = remote.predict([observation()], ["put"])[0]
+        ended = time.monotonic() + 30
+        while not remote._connection.protocol.close_expected() and remote._connection.close_code is None and time.monotonic() < ended:
+            time.sleep(0.05)
+        again = remote.predict([observation()], ["put"])[0]
+        np.testing.assert_array_equal(first.actions, again.actions)

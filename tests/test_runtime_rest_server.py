@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -173,3 +176,18 @@ def test_the_command_serves_and_ends(tmp_path: Path, make_tiny_bundle: Callable[
     finally:
         server.kill()
         server.communicate()
+
+
+def test_a_question_that_trickles_in_gives_its_place_back() -> None:
+    """One byte now and then keeps every single wait short: the whole has a time too. A length without end is no length."""
+    with RestServer(Fixed(), port=0, connections=1, idle_timeout_s=0.5) as server:
+        with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1].split("/")[0])), timeout=20) as slow:
+            slow.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n")
+            with contextlib.suppress(OSError):  # the server hangs up
+                for _ in range(40):
+                    slow.sendall(b" ")
+                    time.sleep(0.1)
+        assert post(server.url, question())[0] == 200
+        with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1].split("/")[0])), timeout=20) as odd:
+            odd.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n")
+            assert odd.recv(64).startswith(b"HTTP/1.1 411")
