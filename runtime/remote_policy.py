@@ -119,12 +119,12 @@ class RemotePolicy:
         """
         self.spec.observation.check(observation.images, observation.state)
         question = pack({**self.keys.message(observation, instruction), **more})
+        if self._connection is not None and self._has_ended():
+            self.close()
+        if self._connection is None:
+            self.metadata = self._connect()
         started = time.monotonic()
         try:
-            if self._connection is not None and self._has_ended():
-                self.close()
-            if self._connection is None:
-                self.metadata = self._connect()
             self._connection.send(question)
             answer = unpack(self._connection.recv(timeout=self.answer_timeout_s))
             timing = answer.get("server_timing")
@@ -155,7 +155,8 @@ class RemotePolicy:
             return False
         except ConnectionClosed:
             return True
-        raise RemoteError("the server sent a frame that nothing was asked for; the connection is closed.")
+        self.close()
+        raise RemoteError(f"{self.url}: the server sent a frame that nothing was asked for; the connection is closed.")
 
     def _connect(self) -> dict[str, Any]:
         try:

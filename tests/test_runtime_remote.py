@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from conftest import TINY_SPEC
 from openpi_client.websocket_client_policy import WebsocketClientPolicy  # the original
+from websockets.protocol import State
 from websockets.sync.server import serve as serve_sync
 
 from actlet.errors import CallerError, ObservationError, RemoteError, SpecError
@@ -399,8 +400,8 @@ def test_a_robot_that_pauses_is_answered_again() -> None:
     """The server ends a connection on which nothing is asked; the next question makes a new one instead of failing."""
     with PolicyServer(Echo(), ServerConfig(port=0, idle_timeout_s=0.3)) as server, RemotePolicy(server.url, **PATIENT) as remote:
         first = remote.predict([observation()], ["put"])[0]
-        ended = time.monotonic() + 30
-        while not remote._connection.protocol.close_expected() and remote._connection.close_code is None and time.monotonic() < ended:
+        latest = time.monotonic() + 30
+        while remote._connection.protocol.state is not State.CLOSED and time.monotonic() < latest:
             time.sleep(0.05)
         again = remote.predict([observation()], ["put"])[0]
         np.testing.assert_array_equal(first.actions, again.actions)
