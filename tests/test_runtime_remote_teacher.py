@@ -156,11 +156,8 @@ def test_another_teacher_behind_the_same_address_is_refused() -> None:
         assert len(teacher.action_distribution(observations(4), ["put"] * 4)) == 4
         port = server.port
     with PolicyServer(Softmax("b" * 64), ServerConfig(port=port)), teacher:
-        with contextlib.suppress(
-            RemoteError
-        ):  # The first server took the connections with it, which may be noticed now or before the question.
-            with contextlib.suppress(SpecError):
-                teacher.action_distribution(observations(4), ["put"] * 4)
+        with contextlib.suppress(RemoteError, SpecError):  # That the first server is gone is noticed at the question, or before it.
+            teacher.action_distribution(observations(4), ["put"] * 4)
         with pytest.raises(SpecError, match=r"another teacher than before .weights bbbbbbbbbbbb, expected aaaaaaaaaaaa"):
             teacher.action_distribution(observations(4), ["put"] * 4)
 
