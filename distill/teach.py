@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 import sys
 import time
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
-from actlet.errors import SpecError
+from actlet.errors import CallerError, SpecError
 from actlet.specs import PolicySpec, TimingSpec, require_same, require_same_rate
 from actlet.storage import new_folder, write_bytes
 from distill.backbones import PRECISIONS
@@ -119,6 +120,7 @@ def teach(
     Raises:
         DatasetError: A dataset cannot be used.
         CheckpointError: `start` cannot be loaded.
+        CallerError: It was started in several processes.
         SpecError: The datasets, or `start` and they, differ in what is seen or commanded, or in their rate.
         StorageError: `out` exists, or cannot be written.
     """
@@ -151,6 +153,12 @@ def teach_on_frames(
     overwrite: bool = False,
 ) -> Path:
     """`teach` on frames that are in memory already."""
+    # On processors Accelerate does not count what torchrun started.
+    processes = max(Accelerator().num_processes, int(os.environ.get("WORLD_SIZE", "1")))
+    if processes > 1:
+        raise CallerError(
+            f"a teacher is trained in one process, and this is one of {processes}: start it without a launcher, on one GPU or none."
+        )
     torch.manual_seed(config.seed)
     started = time.time()
     first = spec.observation.cameras[0]

@@ -17,7 +17,7 @@ pytest.importorskip("easy_vqa")
 from safetensors.torch import load_file
 
 from actlet.action_tokens import ActionTokenizer
-from actlet.errors import SpecError
+from actlet.errors import CallerError, SpecError
 from actlet.specs import PolicySpec, TimingSpec
 from actlet.storage import read_json
 from distill import teach as teaching
@@ -218,3 +218,11 @@ def test_fewer_bits_need_pretrained_weights(data: Path, tmp_path: Path) -> None:
     """What is learned whole cannot be kept in 4 bits; nothing is switched silently."""
     with pytest.raises(SpecError, match="use fp32"):
         teach(data, tmp_path / "out", tiny(load="nf4", architecture=dataclasses.replace(TINY, pretrained=False)))
+
+
+def test_a_launcher_of_many_processes_is_told_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would write into one folder: refused before anything is made."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CallerError, match="one of 2"):
+        teach(data, tmp_path / "out", tiny())
+    assert not list(tmp_path.iterdir())
