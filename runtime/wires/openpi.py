@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from actlet.errors import MissingExtraError, ObservationError, RemoteError, SpecError
 from actlet.protocols import Observation
 from actlet.specs import ObservationSpec
+from runtime.wires.arrays import KINDS, numeric_dtype
 
 __all__ = ["DISTRIBUTION_KEY", "ObservationKeys", "pack", "unpack"]
 
 DISTRIBUTION_KEY = "action_distribution"
 """In a question, True: answer with the distribution over the bins instead of actions. In the answer: floats (A, K). actlet's own."""
 
-_KINDS = "biuf"  # booleans, integers, floats: neither objects nor anything with a constructor
 _LARGEST_RANK = 8
 
 
@@ -61,7 +61,7 @@ def unpack(frame: bytes | str) -> dict[str, Any]:
 
 def _pack_array(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
-        if value.dtype.kind not in _KINDS:
+        if value.dtype.kind not in KINDS:
             raise RemoteError(f"an array of {value.dtype} cannot be sent: expected booleans, integers or floats.")
         if isinstance(value, np.generic):
             return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
@@ -71,7 +71,7 @@ def _pack_array(value: Any) -> Any:
 
 def _unpack_array(value: dict[Any, Any]) -> Any:
     if b"__ndarray__" in value:
-        dtype, shape, data = _dtype(value), value.get(b"shape"), value.get(b"data")
+        dtype, shape, data = numeric_dtype(value.get(b"dtype")), value.get(b"shape"), value.get(b"data")
         if not isinstance(shape, (list, tuple)) or len(shape) > _LARGEST_RANK or not all(isinstance(n, int) and n >= 0 for n in shape):
             raise RemoteError(f"an array's shape is {shape!r}: expected up to {_LARGEST_RANK} whole numbers.")
         if not isinstance(data, bytes) or len(data) != math.prod(shape) * dtype.itemsize:
@@ -82,21 +82,10 @@ def _unpack_array(value: dict[Any, Any]) -> Any:
         return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
     if b"__npgeneric__" in value:
         try:
-            return _dtype(value).type(value.get(b"data"))
+            return numeric_dtype(value.get(b"dtype")).type(value.get(b"data"))
         except (TypeError, ValueError, OverflowError) as error:
             raise RemoteError(f"a number cannot be read: {error}") from error
     return value
-
-
-def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
-    name = value.get(b"dtype")
-    try:
-        dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 8 else None
-    except (TypeError, ValueError, SyntaxError):
-        dtype = None
-    if dtype is None or dtype.kind not in _KINDS or dtype.shape:
-        raise RemoteError(f"an array's dtype is {name!r:.40}: expected booleans, integers or floats, as in '<f4'.")
-    return dtype
 
 
 def _msgpack() -> Any:

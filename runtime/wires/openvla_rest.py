@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlet.errors import RemoteError
+from runtime.wires.arrays import KINDS, numeric_dtype
 
 __all__ = ["as_actions", "pack", "unpack"]
 
-_KINDS = "biuf"
 _LARGEST_RANK = 8
 _FAILURE = "error"
 
@@ -96,7 +96,7 @@ def _load(body: bytes | str) -> Any:
 
 def _pack_array(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
-        if value.dtype.kind not in _KINDS:
+        if value.dtype.kind not in KINDS:
             raise RemoteError(f"an array of {value.dtype} cannot be sent: expected booleans, integers or floats.")
         return {"__numpy__": base64.b64encode(value.tobytes()).decode(), "dtype": value.dtype.str, "shape": list(value.shape)}
     raise TypeError(f"{type(value).__name__} cannot be sent")
@@ -105,7 +105,7 @@ def _pack_array(value: Any) -> Any:
 def _unpack_array(value: dict[str, Any]) -> Any:
     if "__numpy__" not in value:
         return value
-    text, shape, dtype = value["__numpy__"], value.get("shape"), _dtype(value.get("dtype"))
+    text, shape, dtype = value["__numpy__"], value.get("shape"), numeric_dtype(value.get("dtype"))
     if not isinstance(shape, list) or len(shape) > _LARGEST_RANK or not all(type(n) is int and n >= 0 for n in shape):
         raise RemoteError(f"an array's shape is {shape!r:.60}: expected up to {_LARGEST_RANK} whole numbers.")
     wanted = math.prod(shape) * dtype.itemsize
@@ -119,13 +119,3 @@ def _unpack_array(value: dict[str, Any]) -> Any:
     if len(data) != wanted:
         raise RemoteError(f"an array of {dtype} and shape {tuple(shape)} holds {len(data)} bytes: expected {wanted}.")
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="))
-
-
-def _dtype(name: Any) -> np.dtype[Any]:
-    try:
-        dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 8 else None
-    except (TypeError, ValueError, SyntaxError):
-        dtype = None
-    if dtype is None or dtype.kind not in _KINDS or dtype.shape:
-        raise RemoteError(f"an array's dtype is {name!r:.40}: expected booleans, integers or floats, as in '<f4'.")
-    return dtype
