@@ -129,9 +129,9 @@ class SimulatedNetwork:
         """Where robots connect, once it runs."""
         self.links: list[Link] = []
         """Two for each connection so far, to the server and to the robot."""
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="simulated-network", daemon=True)
         self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -153,20 +153,21 @@ class SimulatedNetwork:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        with contextlib.suppress(RuntimeError):  # The loop has ended by itself.
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # The loop has ended by itself.
+                self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10.0)
 
     def _run(self) -> None:
         try:
-            self._loop.run_until_complete(self._listen())
+            asyncio.run(self._listen())  # Which also ends what a robot began at the last moment.
         except OSError as error:
             self._failure = error
         finally:
             self._ready.set()
-            self._loop.close()
 
     async def _listen(self) -> None:
+        self._loop = asyncio.get_running_loop()
         conversations: set[asyncio.Task[None]] = set()
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -176,6 +177,7 @@ class SimulatedNetwork:
             task = asyncio.ensure_future(self._carry(reader, writer, links))
             conversations.add(task)
             task.add_done_callback(conversations.discard)
+            task.add_done_callback(lambda _: writer.close())  # One that ends before it began has closed nothing.
 
         listening = await asyncio.start_server(accept, "127.0.0.1", 0, limit=_LARGEST_BURST)
         self.port = int(listening.sockets[0].getsockname()[1])
@@ -188,15 +190,20 @@ class SimulatedNetwork:
 
     async def _carry(self, robot: asyncio.StreamReader, to_robot: asyncio.StreamWriter, links: list[Link]) -> None:
         writers = [to_robot]
+        ways: list[asyncio.Task[None]] = []
         try:
             server, to_server = await asyncio.open_connection("127.0.0.1", self._server_port, limit=_LARGEST_BURST)
             writers.append(to_server)
-            await asyncio.gather(_carry_one_way(robot, to_server, links[0]), _carry_one_way(server, to_robot, links[1]))
+            ways.append(asyncio.ensure_future(_carry_one_way(robot, to_server, links[0])))
+            ways.append(asyncio.ensure_future(_carry_one_way(server, to_robot, links[1])))
+            await asyncio.gather(*ways)
         except OSError:
             pass  # One end is gone: so is the other.
         finally:
             for writer in writers:
-                writer.close()
+                writer.close()  # Before all waiting, in which this may be cancelled.
+            await _end(*ways)
+            await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
 
 async def _carry_one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: Link) -> None:
@@ -221,4 +228,11 @@ async def _carry_one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWri
             await under_way.put((link.arrival_s(time.monotonic(), len(burst)), burst))
         await delivering
     finally:
-        delivering.cancel()
+        await _end(delivering)
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancels what still runs, and waits: a task that outlives its loop is never ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
