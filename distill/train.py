@@ -9,9 +9,7 @@ What the teacher says about the demonstrations can be asked for beforehand, by m
 it is behaviour cloning; without a suite there are neither on-policy rounds nor new scenes (`distill.scenes`).
 On a recorded dataset some episodes are held out, and the error on them is reported against two baselines (`distill.held_out`).
 
-The target of a token on a demonstration is teacher_weight * teacher's distribution + (1 - teacher_weight) * Gaussian
-around the demonstrated bin (the Gaussian alone where the teacher was not asked); on a state that the student reached, the
-teacher's distribution alone.
+What a batch is made of: `distill.student_batches`.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
-from torch import Tensor, nn
 
 from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
@@ -42,12 +39,13 @@ from distill.frames import Frames
 from distill.held_out import held_out_error
 from distill.label_store import LabelStore, read_labels
 from distill.labels import label_frames
-from distill.losses import gaussian_labels, token_cross_entropy
 from distill.model_card import student_card
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
-from distill.student import Student, StudentConfig, StudentOutput, StudentPolicy, open_student, student_config_json
+from distill.student import Student, StudentPolicy, open_student, student_config_json
+from distill.student_batches import StudentBatches, StudentInTraining
 from distill.teachers import open_teacher
 from distill.text_encoder import load_text_encoder
+from distill.train_config import TrainConfig
 from episodes.episode import Episode
 from episodes.lerobot_dataset import open_dataset
 from episodes.rollout import collect_states
@@ -59,72 +57,6 @@ __all__ = ["TrainConfig", "add_arguments", "distill", "run"]
 SAMPLES = 16
 _ON_POLICY_SEED_START = TRAIN_SEED_START + 500_000  # training seeds that collection does not reach
 _SCENE_SEED_START = TRAIN_SEED_START + 600_000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How the student is trained."""
-
-    steps: int = 1800
-    """Optimizer updates, shared out evenly among the rounds."""
-    rounds: int = 2
-    """How often the student is fitted, the learning rate starting anew; before each but the first it drives, and the teacher labels
-    what it reached. Without a teacher or a suite there is one round."""
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    muon_scale: float = 5.0
-    """Learning rate of the weight matrices inside the network, which Muon updates, in shares of `learning_rate`, which AdamW keeps for
-    all else; 0 for AdamW alone."""
-    horizon: int = 8
-    """H, actions in a chunk."""
-    execute_steps: int = 1
-    """Actions of a chunk that are executed before the policy is asked again; the others are for the time until its answer comes."""
-    sigma: float = 12.0
-    """Width of the labels around a demonstrated bin, in bins."""
-    teacher_weight: float = 0.5
-    """Share of the teacher's distribution in the targets on demonstrations that it labels."""
-    labelled_share: float = 1.0
-    """Share of the demonstrations that the teacher labels; every state that the student reaches is labelled."""
-    waypoint_weight: float = 1.0
-    """Weight of predicting the state change to the next key moments."""
-    shift: float = 0.03
-    """Frames are shifted in training by up to this share of their longer side, rounded to pixels of the pooled frame: see `_shifted`."""
-    state_noise: float = 0.1
-    """Noise on the state in training, in standard deviations: the exact pose where an episode starts tells its scene, and a network
-    that knows the scenes by heart does not look."""
-    undecided_share: float = 0.5
-    """Share of a batch drawn where only the instruction says what comes next: see `distill.frames.Frames.draw`."""
-    on_policy_episodes: int = 90
-    """Episodes that the student drives and the teacher labels between two rounds."""
-    scenes: int = 500
-    """New scenes that the student sees through the teacher's eyes, under every instruction that they allow; 0 for none."""
-    glances: int = 500
-    """Beside the scenes, frames of the demonstrations, and as many of what the student reached between two rounds, that it sees
-    through them too; 0 for none."""
-    scene_share: float = 0.25
-    """Share of a batch that is made of scenes and glances."""
-    feature_weight: float = 2.0
-    """Weight of seeing in them what the teacher sees."""
-    held_out_fraction: float = 0.15
-    """Share of episodes held out where no suite is given."""
-    seed: int = 0
-    architecture: StudentConfig = dataclasses.field(default_factory=StudentConfig)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.teacher_weight <= 1:
-            raise SpecError(f"teacher_weight {self.teacher_weight}: expected 0 .. 1.")
-        if not 0 < self.labelled_share <= 1:
-            raise SpecError(f"labelled_share {self.labelled_share}: expected 0 < share <= 1; without a teacher, pass none.")
-        if not 0 <= self.undecided_share <= 1:
-            raise SpecError(f"undecided_share {self.undecided_share}: expected 0 .. 1.")
-        if not (self.rounds >= 1 and self.on_policy_episodes >= 1):
-            raise SpecError(f"rounds {self.rounds}, on_policy_episodes {self.on_policy_episodes}: expected 1 or more of each.")
-        if self.muon_scale < 0:
-            raise SpecError(f"muon_scale {self.muon_scale}: expected 0 or more.")
-        if self.scenes < 0 or self.glances < 0:
-            raise SpecError(f"scenes {self.scenes}, glances {self.glances}: expected 0 or more of each.")
-        if not 0 <= self.scene_share < 1:
-            raise SpecError(f"scene_share {self.scene_share}: expected 0 <= share < 1: demonstrations are needed too.")
 
 
 def distill(
@@ -221,7 +153,7 @@ def distill(
         seeds = range(_SCENE_SEED_START, _SCENE_SEED_START + config.scenes)
         scenes = _with_glances(look_at_scenes(asked, suite, seeds, work / "scenes"), asked, suite, config, episodes, work / "glances")
     del episodes  # The pictures are in `frames`.
-    module = _Training(student, scenes.features.shape[1] if scenes is not None else 0)
+    module = StudentInTraining(student, scenes.features.shape[1] if scenes is not None else 0)
     module = module.to(memory_format=torch.channels_last)  # a fifth faster on a processor
     for number in range(rounds):
         if number > 0:
@@ -232,7 +164,24 @@ def distill(
             frames = Frames.concatenate([frames, reached])
             if scenes is not None:
                 scenes = _with_glances(scenes, asked, suite, config, visited, folder / "glances")
-        module = _fit_round(module, frames, scenes, config, work, number, rounds)
+        batches = StudentBatches(module.student, frames, scenes, config)
+        settings = FitConfig(
+            steps=config.steps // rounds,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            seed=config.seed * 100 + number,
+        )
+        fitted = fit(
+            module,
+            batches.losses,
+            settings,
+            state_folder=work / f"state-{number}",
+            log_file=work / f"log-{number}.jsonl",
+            label=f"student, round {number + 1} of {rounds}" if rounds > 1 else "student",
+            parameter_groups=module.parameter_groups(config.muon_scale),
+        )
+        assert isinstance(fitted, StudentInTraining)
+        module = fitted
     student = module.student
     lineage: dict[str, Any] = {
         "dataset": dataset.content_hash,
@@ -291,114 +240,6 @@ def _on_policy_episodes(student: Student, suite: str | None, config: TrainConfig
 def _student_policy(folder: str) -> Policy:
     torch.set_num_threads(1)
     return open_student(folder)
-
-
-class _Training(nn.Module):
-    """The student, and the layer through which its features are compared with the teacher's."""
-
-    def __init__(self, student: Student, teacher_features: int) -> None:
-        super().__init__()
-        self.student = student
-        self.imitate = nn.Linear(student.config.features, teacher_features) if teacher_features else None
-
-    def forward(self, images: list[Tensor], state: Tensor, instruction: Tensor) -> tuple[StudentOutput, Tensor | None]:
-        """(B, ...) inputs -> the student's output, and its idea of the teacher's features (B, F')."""
-        output: StudentOutput = self.student(images, state, instruction)
-        return output, self.imitate(output.features) if self.imitate is not None else None
-
-
-def _parameter_groups(module: _Training, config: TrainConfig) -> list[dict[str, Any]]:
-    """Muon is for matrices between features (Jordan et al. 2024): not for biases, nor for the layers that answer."""
-    student = module.student
-    outputs = {id(p) for part in (student.queries, student.waypoints, module.imitate) if part is not None for p in part.parameters()}
-    inner = [p for p in module.parameters() if p.ndim >= 2 and id(p) not in outputs and p is not student.bins]
-    if not config.muon_scale:
-        return [{"params": list(module.parameters())}]
-    chosen = {id(p) for p in inner}
-    return [
-        {"params": [p for p in module.parameters() if id(p) not in chosen]},
-        {"params": inner, "lr_scale": config.muon_scale, "muon": True},
-    ]
-
-
-def _fit_round(
-    module: _Training, frames: Frames, scenes: Scenes | None, config: TrainConfig, work: Path, number: int, rounds: int
-) -> _Training:
-    student = module.student
-    spec, tokenizer = student.spec, student.tokenizer
-    bins = torch.from_numpy(tokenizer.encode(frames.action))
-    is_binary = torch.from_numpy(spec.action.is_binary)
-    vectors = torch.from_numpy(load_text_encoder().encode(frames.instructions))
-    state, episode = torch.from_numpy(frames.state), torch.from_numpy(frames.episode)
-    state_std = state.std(0)
-    expert = torch.from_numpy(frames.by_expert)
-    waypoint_scale = frames.waypoints[frames.by_expert].std(axis=(0, 1)) + 1e-3
-    waypoints = torch.from_numpy(frames.waypoints / waypoint_scale)
-    answers = None if frames.distribution is None else torch.from_numpy(frames.distribution)
-
-    names = [camera.name for camera in spec.observation.cameras]
-    pictures = student.pool([frames.images[name] for name in names])
-    shifts = [round(config.shift * max(small.shape[1:3])) for small in pictures]
-    pairs_drawn = round(config.scene_share * config.batch_size) if scenes is not None else 0
-    if scenes is not None:
-        views = student.pool([scenes.images[name] for name in names])
-        scene_state, scene_of = torch.from_numpy(scenes.state), torch.from_numpy(scenes.scene)
-        scene_vectors = torch.from_numpy(load_text_encoder().encode(scenes.instructions))
-        taught_features = torch.from_numpy(scenes.features)
-        spread = taught_features.std(0)
-        taught_features = (taught_features - taught_features.mean(0)) / (spread + 0.05 * spread.mean() + 1e-6)
-
-    def targets(index: Tensor) -> Tensor:
-        """(B, H) frames -> (B, H, A, K)."""
-        demonstrated = gaussian_labels(bins[index], is_binary, count=tokenizer.bins, sigma=config.sigma)
-        if answers is None:
-            return demonstrated
-        taught = answers[index].float()
-        total = taught.sum(-1, keepdim=True)  # (B, H, A, 1), 0 where the teacher was not asked
-        share = torch.where(expert[index], config.teacher_weight, 1.0)[..., None, None] * (total > 0)
-        return share * taught / total.clamp(min=0.5) + (1 - share) * demonstrated
-
-    def loss_of_batch(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = frames.draw(config.batch_size - pairs_drawn, config.undecided_share, generator)
-        index, weight = frames.chunk_index(rows.numpy(), config.horizon)
-        images = [_shifted(small, rows, pixels, generator) for small, pixels in zip(pictures, shifts, strict=True)]
-        states, instructions = state[rows], vectors[episode[rows]]
-        if pairs_drawn:
-            pairs = torch.randint(len(scene_of), (pairs_drawn,), generator=generator)
-            seen = [_shifted(small, scene_of[pairs], pixels, generator) for small, pixels in zip(views, shifts, strict=True)]
-            images = [torch.cat(both) for both in zip(images, seen, strict=True)]
-            states, instructions = torch.cat([states, scene_state[scene_of[pairs]]]), torch.cat([instructions, scene_vectors[pairs]])
-        noise = config.state_noise * state_std * torch.randn(states.shape, generator=generator)
-        output, imitated = model(images, states + noise, instructions)
-        count = len(rows)  # The first rows are demonstrations, the others scenes.
-        tokens = token_cross_entropy(output.logits[:count], targets(torch.from_numpy(index)), torch.from_numpy(weight))
-        distance = nn.functional.smooth_l1_loss(output.waypoints[:count], waypoints[rows], reduction="none").mean((1, 2))
-        way = (distance * expert[rows]).sum() / expert[rows].sum().clamp(min=1)
-        losses = {"loss": tokens + config.waypoint_weight * way, "tokens": tokens, "waypoint": way}
-        if pairs_drawn:
-            losses["features"] = nn.functional.smooth_l1_loss(imitated[count:], taught_features[pairs])
-            losses["loss"] = losses["loss"] + config.feature_weight * losses["features"]
-        return losses
-
-    steps = config.steps // rounds
-    settings = FitConfig(steps=steps, batch_size=config.batch_size, learning_rate=config.learning_rate, seed=config.seed * 100 + number)
-    saved, log = work / f"state-{number}", work / f"log-{number}.jsonl"
-    name = f"student, round {number + 1} of {rounds}" if rounds > 1 else "student"
-    groups = _parameter_groups(module, config)
-    trained = fit(module, loss_of_batch, settings, state_folder=saved, log_file=log, label=name, parameter_groups=groups)
-    assert isinstance(trained, _Training)
-    return trained
-
-
-def _shifted(frames: np.ndarray, rows: Tensor, largest: int, generator: torch.Generator) -> Tensor:
-    """uint8 (N, h, w, 3) -> (B, h, w, 3): the rows, each moved by up to `largest` pixels each way, its border repeated.
-
-    Random shifts (Yarats et al. 2021, DrQ): a picture that is never twice the same is not learned by heart.
-    """
-    moves = torch.randint(-largest, largest + 1, (len(rows), 2), generator=generator).numpy()
-    height, width = frames.shape[1:3]
-    y, x = (np.clip(np.arange(size)[None] + moves[:, axis : axis + 1], 0, size - 1) for axis, size in enumerate((height, width)))
-    return torch.from_numpy(frames[rows.numpy()[:, None, None], y[:, :, None], x[:, None, :]])
 
 
 def _write_checkpoint(student: Student, folder: Path, lineage: dict[str, Any], instructions: list[str]) -> None:

@@ -17,10 +17,11 @@ from actlet.specs import PolicySpec, TimingSpec
 from actlet.storage import read_json, sha256
 from distill.rt2_teacher import Rt2Teacher
 from distill.student import Student, StudentConfig, StudentPolicy, load_student
+from distill.student_batches import _shifted
 from distill.teach import TeachConfig, teach
 from distill.teacher_checkpoint import load_teacher, save_teacher
 from distill.teacher_config import TeacherConfig
-from distill.train import SAMPLES, TrainConfig, _shifted, distill
+from distill.train import SAMPLES, TrainConfig, distill
 from episodes.collect import collect
 from episodes.lerobot_dataset import open_dataset
 from episodes.rollout import evaluate, success_summary

@@ -1,0 +1,76 @@
+"""How a student is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from actlet.errors import SpecError
+from distill.student import StudentConfig
+
+__all__ = ["TrainConfig"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the student is trained."""
+
+    steps: int = 1800
+    """Optimizer updates, shared out evenly among the rounds."""
+    rounds: int = 2
+    """How often the student is fitted, the learning rate starting anew; before each but the first it drives, and the teacher labels
+    what it reached. Without a teacher or a suite there is one round."""
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    muon_scale: float = 5.0
+    """Learning rate of the weight matrices inside the network, which Muon updates, in shares of `learning_rate`, which AdamW keeps for
+    all else; 0 for AdamW alone."""
+    horizon: int = 8
+    """H, actions in a chunk."""
+    execute_steps: int = 1
+    """Actions of a chunk that are executed before the policy is asked again; the others are for the time until its answer comes."""
+    sigma: float = 12.0
+    """Width of the labels around a demonstrated bin, in bins."""
+    teacher_weight: float = 0.5
+    """Share of the teacher's distribution in the targets on demonstrations that it labels."""
+    labelled_share: float = 1.0
+    """Share of the demonstrations that the teacher labels; every state that the student reaches is labelled."""
+    waypoint_weight: float = 1.0
+    """Weight of predicting the state change to the next key moments."""
+    shift: float = 0.03
+    """Frames are shifted in training by up to this share of their longer side, rounded to pixels of the pooled frame: see `distill.student_batches`."""
+    state_noise: float = 0.1
+    """Noise on the state in training, in standard deviations: the exact pose where an episode starts tells its scene, and a network
+    that knows the scenes by heart does not look."""
+    undecided_share: float = 0.5
+    """Share of a batch drawn where only the instruction says what comes next: see `distill.frames.Frames.draw`."""
+    on_policy_episodes: int = 90
+    """Episodes that the student drives and the teacher labels between two rounds."""
+    scenes: int = 500
+    """New scenes that the student sees through the teacher's eyes, under every instruction that they allow; 0 for none."""
+    glances: int = 500
+    """Beside the scenes, frames of the demonstrations, and as many of what the student reached between two rounds, that it sees
+    through them too; 0 for none."""
+    scene_share: float = 0.25
+    """Share of a batch that is made of scenes and glances."""
+    feature_weight: float = 2.0
+    """Weight of seeing in them what the teacher sees."""
+    held_out_fraction: float = 0.15
+    """Share of episodes held out where no suite is given."""
+    seed: int = 0
+    architecture: StudentConfig = dataclasses.field(default_factory=StudentConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.teacher_weight <= 1:
+            raise SpecError(f"teacher_weight {self.teacher_weight}: expected 0 .. 1.")
+        if not 0 < self.labelled_share <= 1:
+            raise SpecError(f"labelled_share {self.labelled_share}: expected 0 < share <= 1; without a teacher, pass none.")
+        if not 0 <= self.undecided_share <= 1:
+            raise SpecError(f"undecided_share {self.undecided_share}: expected 0 .. 1.")
+        if not (self.rounds >= 1 and self.on_policy_episodes >= 1):
+            raise SpecError(f"rounds {self.rounds}, on_policy_episodes {self.on_policy_episodes}: expected 1 or more of each.")
+        if self.muon_scale < 0:
+            raise SpecError(f"muon_scale {self.muon_scale}: expected 0 or more.")
+        if self.scenes < 0 or self.glances < 0:
+            raise SpecError(f"scenes {self.scenes}, glances {self.glances}: expected 0 or more of each.")
+        if not 0 <= self.scene_share < 1:
+            raise SpecError(f"scene_share {self.scene_share}: expected 0 <= share < 1: demonstrations are needed too.")
