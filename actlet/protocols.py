@@ -19,9 +19,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from actlet.errors import ObservationError
 from actlet.specs import ActionSpec, ObservationSpec, PolicySpec
 
-__all__ = ["ActionChunk", "Observation", "Policy", "Robot", "StepResult", "Suite", "Task", "Teacher"]
+__all__ = ["ActionChunk", "Observation", "Policy", "Robot", "StepResult", "Suite", "Task", "Teacher", "committed_rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,30 @@ class Observation:
     """Camera name -> uint8 RGB frame, shape (height, width, 3), range 0..255."""
     state: NDArray[np.float32]
     """float32 (S,), physical units of `ObservationSpec.state_units`."""
+    committed: NDArray[np.float32] | None = None
+    """float32 (d, A), physical units: what will be commanded at the next d steps, this one first, whatever the answer; None or d = 0: nothing.
+    A policy that is told (`TimingSpec.committed_steps`) answers from row d on for what will then have happened."""
+
+
+def committed_rows(observation: Observation, spec: PolicySpec) -> NDArray[np.float32]:
+    """What is on its way, as a network takes it.
+
+    Returns:
+        float32 (D, 1 + A) with D = `committed_steps`: a row for each step, 1 and the action where one is on its way, else 0.
+
+    Raises:
+        ObservationError: More actions than the policy can be told of, of another shape, or not finite.
+    """
+    most, dim = spec.timing.committed_steps, spec.action.dim
+    rows = np.zeros((most, 1 + dim), np.float32)
+    actions = observation.committed
+    if most and actions is not None and len(actions):
+        if actions.ndim != 2 or actions.shape[1] != dim or len(actions) > most or not np.isfinite(actions).all():
+            raise ObservationError(
+                f"committed actions of shape {actions.shape}: expected at most {most} (committed_steps) of {dim} finite values each."
+            )
+        rows[: len(actions), 0], rows[: len(actions), 1:] = 1.0, actions
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)

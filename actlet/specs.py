@@ -168,6 +168,8 @@ class TimingSpec(PlainJson):
     """Actions of a chunk that are executed before a newer chunk should have arrived."""
     max_delay_steps: int
     """Largest delay, in control steps, from observation to its chunk's first use that the policy was made for."""
+    committed_steps: int = 0
+    """D, most actions on their way that the policy is told of (`Observation.committed`); 0 when it is told of none."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
@@ -176,6 +178,8 @@ class TimingSpec(PlainJson):
             raise SpecError(f"timing: execute_steps {self.execute_steps}, expected 1 .. horizon ({self.horizon}).")
         if not 0 <= self.max_delay_steps <= self.horizon - 1:
             raise SpecError(f"timing: max_delay_steps {self.max_delay_steps}, expected 0 .. horizon - 1 ({self.horizon - 1}).")
+        if not 0 <= self.committed_steps <= self.max_delay_steps:
+            raise SpecError(f"timing: committed_steps {self.committed_steps}, expected 0 .. max_delay_steps ({self.max_delay_steps}).")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

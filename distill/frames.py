@@ -49,6 +49,8 @@ class Frames:
     """(N,), True in the first steps of an episode and after each of its key moments but terminate."""
     instructions: list[str]
     """E instructions."""
+    commanded: NDArray[np.float32]
+    """(N, A), what the robot was really told to do."""
     by_expert: NDArray[np.bool_]
     """(N,), True where `action` is a demonstration's label, False where a student drove and only a teacher knows better."""
     distribution: NDArray[np.float16] | None = None
@@ -81,6 +83,7 @@ class Frames:
             waypoints=np.concatenate([_waypoints(e, action) for e in episodes]),
             undecided=np.concatenate([_undecided(e, action) for e in episodes]),
             instructions=[e.instruction for e in episodes],
+            commanded=np.concatenate([e.commanded for e in episodes]).astype(np.float32),
             by_expert=np.full(int(lengths.sum()), by_expert),
         )
 
@@ -101,6 +104,7 @@ class Frames:
             waypoints=np.concatenate([p.waypoints for p in parts]),
             undecided=np.concatenate([p.undecided for p in parts]),
             instructions=[text for p in parts for text in p.instructions],
+            commanded=np.concatenate([p.commanded for p in parts]),
             by_expert=np.concatenate([p.by_expert for p in parts]),
             distribution=np.concatenate(labelled) if labelled else None,
         )
@@ -117,6 +121,13 @@ class Frames:
         index = rows[:, None] + np.arange(horizon)[None]
         last = self.last[rows][:, None]
         return np.minimum(index, last), (index <= last).astype(np.float32)
+
+    def on_its_way(self, rows: NDArray[np.int64], delays: NDArray[np.int64], most: int) -> NDArray[np.float32]:
+        """For frames `rows` (B,), seen when their next `delays` (B,) commands were on their way: these, as `actlet.protocols.committed_rows`,
+        float32 (B, most, 1 + A). Past the end the last one repeats."""
+        index, _ = self.chunk_index(rows, most)
+        told = (np.arange(most) < delays[:, None])[..., None]  # (B, D, 1)
+        return np.concatenate([told, told * self.commanded[index]], axis=-1).astype(np.float32)
 
 
 def _changes(episode: Episode, spec: ActionSpec, but: tuple[str, ...] = ()) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
     frames (B, h, w, 3) uint8 ─ pool, normalise ─ FilmTrunk per camera ─ keypoints, flattened map ──┐
     state (B, S) ─ normalise ─ linear ──────────────────────────────────────────────────────────────┼─ linear ─ tokens
+    actions on their way (B, D, 1 + A) ─ normalise ─ linear ─────────────────────────────────────────┤   (where the specification has any)
     instruction (B, E) ─ linear ─ condition of every block, and what to look for ───────────────────┘
 
 The head answers, for each of H steps and A dimensions, a distribution over K = 256 bins: all tokens of RT-2's action
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from actlet.action_tokens import ActionTokenizer
 from actlet.errors import CheckpointError, SpecError
-from actlet.protocols import ActionChunk, Observation
+from actlet.protocols import ActionChunk, Observation, committed_rows
 from actlet.specs import ActionSpec, PolicySpec
 from actlet.storage import read_json
 from distill.film_cnn import FilmTrunk
@@ -145,12 +146,13 @@ class Student(nn.Module):
             )
             self.points.append(_Keypoints(trunk.channels_out, c.keypoints, c.asked_keypoints, c.condition_dim, height, width))
         self.state_layer = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU())
-        joint = (c.features // 2 + 2 * (c.keypoints + c.asked_keypoints)) * len(self.trunks) + 64 + c.condition_dim
+        horizon, dim, told = spec.timing.horizon, spec.action.dim, spec.timing.committed_steps
+        self.committed_layer = nn.Sequential(nn.Flatten(), nn.Linear(told * (1 + dim), 64), nn.ReLU()) if told else None
+        joint = (c.features // 2 + 2 * (c.keypoints + c.asked_keypoints)) * len(self.trunks) + 64 + c.condition_dim + (64 if told else 0)
         self.dropout = nn.Dropout(c.dropout)
         self.mix = nn.Sequential(nn.Linear(joint, c.features), nn.ReLU(), nn.Linear(c.features, c.features), nn.ReLU())
-        horizon, dim, rank = spec.timing.horizon, spec.action.dim, c.token_rank
-        self.queries = nn.Linear(c.features, horizon * dim * rank)
-        self.bins = nn.Parameter(ordinal_embedding(tokenizer.bins, rank).repeat(dim, 1, 1))  # (A, K, R)
+        self.queries = nn.Linear(c.features, horizon * dim * c.token_rank)
+        self.bins = nn.Parameter(ordinal_embedding(tokenizer.bins, c.token_rank).repeat(dim, 1, 1))  # (A, K, R)
         self.waypoints = nn.Linear(c.features, 2 * state_dim)
         mean = np.zeros(state_dim, np.float32) if state_mean is None else state_mean
         std = np.ones(state_dim, np.float32) if state_std is None else state_std
@@ -165,20 +167,26 @@ class Student(nn.Module):
         self.register_buffer("centres", torch.as_tensor(tokenizer.centres()), persistent=False)
         self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
         self.register_buffer("thresholds", flag_thresholds(spec.action), persistent=False)
-        # An episode is ended on what is seen, not on what was foreseen: a chunk's later steps never say terminate.
-        may_end = torch.ones(spec.timing.horizon, spec.action.dim)
-        may_end[1:] = torch.tensor([0.0 if name == "terminate" else 1.0 for name in spec.action.names])
+        is_terminate = torch.tensor([float(name == "terminate") for name in spec.action.names])
+        may_end = torch.cat([torch.ones(1, dim), (1 - is_terminate).repeat(horizon - 1, 1)])
+        self.register_buffer("is_terminate", is_terminate, persistent=False)
         self.register_buffer("may_end", may_end, persistent=False)
+        # What is on its way, as bins see it: -1 and 1 at the bounds; the first column says whether there is any.
+        half, middle = (tokenizer.high - tokenizer.low) / 2, (tokenizer.high + tokenizer.low) / 2
+        scale = 1 / np.maximum(half, 1e-3 * (np.asarray(spec.action.high) - np.asarray(spec.action.low)))
+        self.register_buffer("committed_middle", torch.tensor(np.append(0.0, middle), dtype=torch.float32), persistent=False)
+        self.register_buffer("committed_scale", torch.tensor(np.append(1.0, scale), dtype=torch.float32), persistent=False)
         self.register_buffer("low", torch.tensor(spec.action.low), persistent=False)
         self.register_buffer("high", torch.tensor(spec.action.high), persistent=False)
 
-    def forward(self, images: Sequence[Tensor], state: Tensor, instruction: Tensor) -> StudentOutput:
+    def forward(self, images: Sequence[Tensor], state: Tensor, instruction: Tensor, committed: Tensor | None = None) -> StudentOutput:
         """Run the network.
 
         Args:
             images: One uint8 (B, h, w, 3) per camera, in the order of the specification: whole frames, or pooled ones (`Student.pool`).
             state: float32 (B, S), physical units.
             instruction: float32 (B, E), of `distill.text_encoder`.
+            committed: float32 (B, D, 1 + A), of `actlet.protocols.committed_rows`; needed where D is not 0.
         """
         condition = self.condition(((instruction - self.instruction_mean) / self.instruction_std).clamp(-5.0, 5.0))
         seen = []
@@ -191,6 +199,10 @@ class Student(nn.Module):
             x = trunk(x * (1 / 127.5) - 1.0, condition)
             seen += [squeeze(x), points(x, condition)]
         seen.append(self.state_layer((state - self.state_mean) / self.state_std))
+        if self.committed_layer is not None:
+            assert committed is not None
+            actions = ((committed - self.committed_middle) * self.committed_scale).clamp(-2.0, 2.0)
+            seen.append(self.committed_layer(actions * committed[..., :1]))
         features = self.mix(self.dropout(torch.cat([*seen, condition], dim=1)))  # (B, F)
         horizon, dim = self.spec.timing.horizon, self.spec.action.dim
         queries = self.queries(features).unflatten(1, (horizon, dim, self.config.token_rank))  # (B, H, A, R)
@@ -206,12 +218,20 @@ class Student(nn.Module):
             pooled.append(np.concatenate(small) if factor > 1 else frames)
         return pooled
 
-    def decode(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logits (B, H, A, K) -> actions (B, H, A) in physical units, confidence (B, H) in [0, 1]."""
+    def decode(self, logits: Tensor, committed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """logits (B, H, A, K), committed (B, D, 1 + A) -> actions (B, H, A) in physical units, confidence (B, H) in [0, 1].
+
+        An episode is ended on what is seen, not on what was foreseen: only the first row that may be used says terminate.
+        """
         probabilities = torch.softmax(logits, dim=-1)
         expectation = (probabilities * self.centres).sum(-1)  # (B, H, A)
         actions = torch.where(self.is_binary, (expectation > self.thresholds).to(torch.float32), expectation)
-        actions = actions * self.may_end
+        may_end = self.may_end
+        if committed is not None and self.committed_layer is not None:
+            batch, told = committed.shape[:2]
+            on_way = torch.cat([torch.zeros(batch, 1), committed[..., 0], torch.zeros(batch, len(may_end) - told - 1)], dim=1)  # (B, H)
+            may_end = may_end + on_way[..., None] * self.is_terminate
+        actions = actions * may_end
         actions = torch.minimum(torch.maximum(actions, self.low), self.high)
         # Not log(probabilities + 1e-9): the exporter drops so small a number, and a bin of probability 0 makes the confidence NaN.
         entropy = -(probabilities * torch.log_softmax(logits, dim=-1)).sum(-1)  # (B, H, A), in nats
@@ -260,9 +280,11 @@ class _Exportable(nn.Module):
         self.student = student
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(frames of each camera …, state, instruction) -> (actions (1, H, A), confidence (1, H))."""
-        *images, state, instruction = inputs
-        actions, confidence = self.student.decode(self.student(images, state, instruction).logits)
+        """(frames of each camera …, state, instruction, what is on its way) -> (actions (1, H, A), confidence (1, H)); the last where it is told."""
+        cameras = len(self.student.trunks)
+        state, instruction, *told = inputs[cameras:]
+        committed = told[0] if told else None
+        actions, confidence = self.student.decode(self.student(inputs[:cameras], state, instruction, committed).logits, committed)
         return actions, confidence
 
 
@@ -294,7 +316,8 @@ class StudentPolicy:
         images = [torch.from_numpy(np.stack([o.images[camera.name] for o in observations])) for camera in self.spec.observation.cameras]
         state = torch.from_numpy(np.stack([o.state for o in observations]).astype(np.float32))
         instruction = torch.from_numpy(self._text.encode(list(instructions)))
-        actions, confidence = self.student.decode(self.student(images, state, instruction).logits)
+        committed = torch.from_numpy(np.stack([committed_rows(o, self.spec) for o in observations]))
+        actions, confidence = self.student.decode(self.student(images, state, instruction, committed).logits, committed)
         return [ActionChunk(a, c) for a, c in zip(actions.numpy(), confidence.numpy(), strict=True)]
 
 

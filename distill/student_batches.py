@@ -6,6 +6,15 @@
 The target of a token on a demonstration is teacher_weight * teacher's distribution + (1 - teacher_weight) * Gaussian
 around the demonstrated bin (the Gaussian alone where the teacher was not asked); on a state that the student reached, the
 teacher's distribution alone.
+
+Delay training (`TrainConfig.delay_steps`; Black et al. 2025, training-time action conditioning): a frame is drawn with a delay d of 0 .. D steps. The
+student is told the d commands that were really given from then on, disturbances included, and learns the rows from d on::
+
+    frame t, d = 2     told       c0   c1                       what was commanded at t and t + 1
+                       learned    -    -    a2   a3   a4 ...    the answers to what t + 2, t + 3, ... then looked like
+
+Without that, row 1 presumes that row 0 was carried out, which under a delay it never is: each answer leaves the motion that is left to
+a row that is never used, and the hand stands still (docs/lessons.md).
 """
 
 from __future__ import annotations
@@ -34,9 +43,11 @@ class StudentInTraining(nn.Module):
         self.student = student
         self.imitate = nn.Linear(student.config.features, teacher_features) if teacher_features else None
 
-    def forward(self, images: list[Tensor], state: Tensor, instruction: Tensor) -> tuple[StudentOutput, Tensor | None]:
+    def forward(
+        self, images: list[Tensor], state: Tensor, instruction: Tensor, committed: Tensor | None = None
+    ) -> tuple[StudentOutput, Tensor | None]:
         """(B, ...) inputs -> the student's output, and its idea of the teacher's features (B, F')."""
-        output: StudentOutput = self.student(images, state, instruction)
+        output: StudentOutput = self.student(images, state, instruction, committed)
         return output, self.imitate(output.features) if self.imitate is not None else None
 
     def parameter_groups(self, muon_scale: float) -> list[dict[str, Any]]:
@@ -66,6 +77,7 @@ class StudentBatches:
     def __init__(self, student: Student, frames: Frames, scenes: Scenes | None, config: TrainConfig) -> None:
         self._config, self._frames, self._tokenizer = config, frames, student.tokenizer
         self._bins = torch.from_numpy(student.tokenizer.encode(frames.action))
+        self._told = student.spec.timing.committed_steps
         self._is_binary = torch.from_numpy(student.spec.action.is_binary)
         self._vectors = torch.from_numpy(load_text_encoder().encode(frames.instructions))
         self._state, self._episode = torch.from_numpy(frames.state), torch.from_numpy(frames.episode)
@@ -99,10 +111,16 @@ class StudentBatches:
             seen = [_shifted(small, scenes, pixels, generator) for small, pixels in zip(self._views, self._shifts, strict=True)]
             images = [torch.cat(both) for both in zip(images, seen, strict=True)]
             states, instructions = torch.cat([states, self._scene_state[scenes]]), torch.cat([instructions, self._scene_vectors[pairs]])
+        delays = torch.randint(self._told + 1, (len(rows),), generator=generator).numpy() if self._told else np.zeros(len(rows), np.int64)
+        committed = torch.from_numpy(self._frames.on_its_way(rows.numpy(), delays, self._told))
+        committed = torch.cat([committed, torch.zeros(len(states) - len(rows), *committed.shape[1:])])  # Scenes have not begun to move.
+        weight = weight * (np.arange(config.horizon) >= delays[:, None])
         noise = config.state_noise * self._state_std * torch.randn(states.shape, generator=generator)
-        output, imitated = model(images, states + noise, instructions)
+        output, imitated = model(images, states + noise, instructions, committed)
         count = len(rows)  # The first rows are demonstrations, the others scenes.
-        tokens = token_cross_entropy(output.logits[:count], self._targets(torch.from_numpy(index)), torch.from_numpy(weight))
+        tokens = token_cross_entropy(
+            output.logits[:count], self._targets(torch.from_numpy(index)), torch.from_numpy(weight.astype(np.float32))
+        )
         distance = nn.functional.smooth_l1_loss(output.waypoints[:count], self._waypoints[rows], reduction="none").mean((1, 2))
         way = (distance * self._expert[rows]).sum() / self._expert[rows].sum().clamp(min=1)
         losses = {"loss": tokens + config.waypoint_weight * way, "tokens": tokens, "waypoint": way}

@@ -127,7 +127,11 @@ def distill(
         observation=observation,
         action=action,
         timing=TimingSpec(
-            rate_hz=dataset.rate_hz, horizon=config.horizon, execute_steps=config.execute_steps, max_delay_steps=config.horizon // 4
+            rate_hz=dataset.rate_hz,
+            horizon=config.horizon,
+            execute_steps=config.execute_steps,
+            max_delay_steps=max(config.horizon // 4, config.delay_steps),
+            committed_steps=config.delay_steps,
         ),
     )
     tokenizer, taught_by = ActionTokenizer.fit(frames.action, action), None
@@ -234,7 +238,12 @@ def _on_policy_episodes(student: Student, suite: str | None, config: TrainConfig
         with new_folder(checkpoint) as partial:
             _write_checkpoint(student, partial, {}, [])
     first = _ON_POLICY_SEED_START + (number - 1) * config.on_policy_episodes
-    return collect_states(functools.partial(_student_policy, str(checkpoint)), suite, list(range(first, first + config.on_policy_episodes)))
+    return collect_states(
+        functools.partial(_student_policy, str(checkpoint)),
+        suite,
+        list(range(first, first + config.on_policy_episodes)),
+        delays=range(config.delay_steps + 1),
+    )
 
 
 def _student_policy(folder: str) -> Policy:
@@ -251,6 +260,9 @@ def _save(student: Student, frames: Frames, out: Path, lineage: dict[str, Any], 
     rows = np.linspace(0, len(frames) - 1, SAMPLES).astype(int)
     texts = [frames.instructions[frames.episode[row]] for row in rows]
     samples = {f"images.{name}": torch.from_numpy(images[rows]) for name, images in frames.images.items()}
+    told = student.spec.timing.committed_steps
+    if told:
+        samples["committed"] = torch.from_numpy(frames.on_its_way(rows, np.arange(SAMPLES) % (told + 1), told))
     samples |= {"state": torch.from_numpy(frames.state[rows]), "instruction": torch.from_numpy(load_text_encoder().encode(texts))}
     with new_folder(out, overwrite=overwrite) as partial:
         _write_checkpoint(student, partial, lineage, texts)
@@ -299,6 +311,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scenes", type=int, default=defaults.scenes, help="new scenes seen through the teacher's eyes (default: %(default)s)"
     )
+    parser.add_argument(
+        "--delay-steps",
+        type=int,
+        default=defaults.delay_steps,
+        help="largest delay, in control steps, that the student is trained for; it is told what is on its way (default: %(default)s)",
+    )
     parser.add_argument("--horizon", type=int, default=defaults.horizon, help="actions in a chunk (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that exists")
@@ -315,6 +333,7 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         horizon=arguments.horizon,
         execute_steps=min(TrainConfig().execute_steps, arguments.horizon),
+        delay_steps=arguments.delay_steps,
         on_policy_episodes=arguments.on_policy_episodes,
         scenes=arguments.scenes,
         seed=arguments.seed,

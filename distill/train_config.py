@@ -28,6 +28,9 @@ class TrainConfig:
     """H, actions in a chunk."""
     execute_steps: int = 1
     """Actions of a chunk that are executed before the policy is asked again; the others are for the time until its answer comes."""
+    delay_steps: int = 0
+    """Largest delay, in control steps, from an observation to the first command that answers it, which the student is trained for: it is told
+    what is on its way meanwhile, and answers for what will then have happened (`distill.student_batches`). 0: it is told nothing."""
     sigma: float = 12.0
     """Width of the labels around a demonstrated bin, in bins."""
     teacher_weight: float = 0.5
@@ -62,6 +65,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_weight <= 1:
             raise SpecError(f"teacher_weight {self.teacher_weight}: expected 0 .. 1.")
+        if not 0 <= self.delay_steps < self.horizon:
+            raise SpecError(f"delay_steps {self.delay_steps}: expected 0 .. horizon - 1 ({self.horizon - 1}).")
         if not 0 < self.labelled_share <= 1:
             raise SpecError(f"labelled_share {self.labelled_share}: expected 0 < share <= 1; without a teacher, pass none.")
         if not 0 <= self.undecided_share <= 1:

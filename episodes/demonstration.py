@@ -11,6 +11,8 @@ there. So some executed actions are disturbed, and at every state that is met, t
     ...
     t=T  success          the expert's answer, terminate, is recorded  nothing is executed
 
+What was executed is kept beside it (`Episode.executed`): a policy that is told what is on its way learns from it what that does.
+
 The disturbance is drawn from the task's name and the scene's seed: the episodes of one scene are disturbed differently.
 """
 
@@ -111,18 +113,21 @@ def demonstrate(task: Task, seed: int, config: PerturbationConfig) -> Episode:
     observation, instruction = task.reset(seed)
     seen: list[Observation] = []
     labels: list[NDArray[np.float32]] = []
+    executed: list[NDArray[np.float32]] = []
     success = False
     for _ in range(task.max_steps):
         label = spec.check(task.expert_action())
         seen.append(observation)
         labels.append(label)
-        result = task.step(spec.check(disturbance.executed(label).astype(np.float32)))
+        executed.append(spec.check(disturbance.executed(label).astype(np.float32)))
+        result = task.step(executed[-1])
         observation, success = result.observation, result.success
         if success or result.done:
             break
     if success and "terminate" in spec.names:
         seen.append(observation)
         labels.append(spec.check(task.expert_action()))
+        executed.append(labels[-1])
     return Episode(
         instruction=instruction,
         images={camera.name: np.stack([step.images[camera.name] for step in seen]) for camera in task.observation_spec.cameras},
@@ -131,4 +136,5 @@ def demonstrate(task: Task, seed: int, config: PerturbationConfig) -> Episode:
         success=success,
         seed=seed,
         task=task.name,
+        executed=np.stack(executed),
     )

@@ -30,6 +30,13 @@ class Episode:
     """The seed of the simulated episode, None for recordings."""
     task: str = ""
     """The task's name within its suite, empty for recordings."""
+    executed: NDArray[np.float32] | None = None
+    """float32 (T, A), what was really commanded where that is not `action` (a demonstration that was disturbed on purpose); None where it is."""
+
+    @property
+    def commanded(self) -> NDArray[np.float32]:
+        """float32 (T, A): what the robot was really told to do."""
+        return self.action if self.executed is None else self.executed
 
     def __len__(self) -> int:
         return len(self.action)
@@ -53,7 +60,11 @@ class Episode:
                 raise DatasetError(
                     f"episode {self.instruction!r}, camera {camera.name!r}: {frames.dtype} {frames.shape}, expected uint8 {expected}."
                 )
-        for name, values, dim in (("state", self.state, observation.state_dim), ("action", self.action, action.dim)):
+        for name, values, dim in (
+            ("state", self.state, observation.state_dim),
+            ("action", self.action, action.dim),
+            ("executed action", self.commanded, action.dim),
+        ):
             if values.shape != (steps, dim):
                 raise DatasetError(f"episode {self.instruction!r}: {name} {values.shape}, expected {(steps, dim)}.")
             if not np.isfinite(values).all():

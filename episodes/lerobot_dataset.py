@@ -33,7 +33,7 @@ from episodes.lerobot_layout import COPY_AGAIN, INFO_PATH, EpisodeRow, Layout, r
 from episodes.lerobot_specs import Columns, infer_columns, recorded_columns
 from episodes.lerobot_steps import StepFile, decode_frames, finite_vectors, vectors
 from episodes.lerobot_v21 import read_v21
-from episodes.lerobot_v30 import ACTION, STATE, read_v30
+from episodes.lerobot_v30 import ACTION, EXECUTED, STATE, read_v30
 from episodes.lerobot_video import read_film
 from episodes.lerobot_writer import DatasetWriter
 
@@ -101,6 +101,7 @@ class LeRobotDataset:
         self.observation_spec, self.action_spec = columns.observation, columns.action
         self.provenance: dict[str, Any] = dict((layout.actlet or {}).get("provenance", {}))
         self._layout, self._files, self._columns = layout, files, columns
+        self._keeps_executed = columns.action_column == ACTION and EXECUTED in layout.features
         self.episodes = tuple(
             EpisodeInfo(index=index, instruction=row.instruction, length=row.length, success=success, seed=row.seed, task=row.task)
             for index, (row, success) in enumerate(zip(layout.episodes, _successes(layout, files), strict=True))
@@ -179,7 +180,8 @@ class LeRobotDataset:
         row, columns = self._layout.episodes[index], self._columns
         stored = [column for column in columns.camera_columns.values() if self._layout.features[column]["dtype"] == "image"]
         states = [columns.state_column] if columns.state_column else []
-        names = ("episode_index", "frame_index", *states, columns.action_column, *stored)
+        executed = [EXECUTED] if self._keeps_executed else []
+        names = ("episode_index", "frame_index", *states, columns.action_column, *executed, *stored)
         return self._files[row.file].read(row.first_row, row.length, names)
 
     def _decode(self, index: int, table: pa.Table) -> Episode:
@@ -197,6 +199,10 @@ class LeRobotDataset:
                 table.column(columns.state_column), self.observation_spec.state_names, f"{where}, column {columns.state_column!r}"
             )
         action = finite_vectors(table.column(columns.action_column), self.action_spec.names, f"{where}, column {columns.action_column!r}")
+        executed = None
+        if self._keeps_executed:
+            executed = finite_vectors(table.column(EXECUTED), self.action_spec.names, f"{where}, column {EXECUTED!r}")
+            executed = None if np.array_equal(executed, action) else executed
         images = {camera.name: self._frames(row, camera, table, where) for camera in self.observation_spec.cameras}
         return Episode(
             instruction=info.instruction,
@@ -206,6 +212,7 @@ class LeRobotDataset:
             success=info.success,
             seed=info.seed,
             task=info.task,
+            executed=executed,
         )
 
     def _frames(self, row: EpisodeRow, camera: CameraSpec, table: pa.Table, where: str) -> NDArray[np.uint8]:

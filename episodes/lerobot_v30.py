@@ -27,6 +27,7 @@ __all__ = [
     "ACTLET_PATH",
     "DATA_PATH",
     "EPISODES_PATH",
+    "EXECUTED",
     "IMAGES",
     "INDEX_COLUMNS",
     "STATE",
@@ -43,6 +44,8 @@ STATS_PATH, TASKS_PATH, ACTLET_PATH = "meta/stats.json", "meta/tasks.parquet", "
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+EXECUTED = "executed_action"
+"""What was really commanded; no column of LeRobot's, whose tools leave it alone."""
 NEEDED = ("episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index")
 
 
@@ -115,6 +118,7 @@ def lerobot_features(observation: ObservationSpec, action: ActionSpec) -> dict[s
 
     features = {STATE: vector("float32", observation.state_names)} if observation.state_dim else {}
     features[ACTION] = vector("float32", action.names)
+    features[EXECUTED] = vector("float32", action.names)
     for camera in observation.cameras:
         shape = [camera.height, camera.width, 3]
         features[f"{IMAGES}{camera.name}"] = {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]}

@@ -38,6 +38,7 @@ from episodes.lerobot_v30 import (
     ACTLET_PATH,
     DATA_PATH,
     EPISODES_PATH,
+    EXECUTED,
     IMAGES,
     INDEX_COLUMNS,
     STATE,
@@ -104,6 +105,7 @@ def encode_episode(episode: Episode, observation: ObservationSpec, action: Actio
     if observation.state_dim:
         columns[STATE] = vector_column(episode.state.astype(np.float32))
     columns[ACTION] = vector_column(episode.action.astype(np.float32))
+    columns[EXECUTED] = vector_column(episode.commanded.astype(np.float32))
     for camera in observation.cameras:
         frames = pa.array([encode_frame(frame) for frame in episode.images[camera.name]], pa.binary())
         columns[f"{IMAGES}{camera.name}"] = pa.StructArray.from_arrays([frames, pa.nulls(steps, pa.string())], fields=list(IMAGE_TYPE))

@@ -6,6 +6,9 @@ The policy works with a receding horizon: of every chunk `execute_steps` actions
     predict  one call with the observations of all lanes
     execute  every lane executes up to execute_steps actions of its own chunk
 
+With a delay of d steps (`PlannedEpisode.delay_steps`) a chunk comes too late for its first d rows: what is commanded at step t is row d of the
+chunk of step t - d, and the policy is told what is on its way (`Observation.committed`). In the first d steps zeros are commanded.
+
 An episode depends on its seed and on the policy alone, so neither the number of lanes nor the company in a batch changes it, up to the
 rounding of the policy's own batched arithmetic. Every planned episode has exactly one outcome: an exception in one is its outcome.
 """
@@ -64,6 +67,8 @@ class PlannedEpisode:
     index: int
     task: str
     seed: int
+    delay_steps: int = 0
+    """d, control steps from an observation to the first command that answers it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,9 +111,14 @@ def run_in_lockstep(
         expert: Keep the scripted expert's action for every state; needs `record`.
 
     Raises:
-        SpecError: Policy and task differ in what they see or command.
+        SpecError: Policy and task differ in what they see or command, or a delay is as long as a chunk.
         CallerError: A task cannot be made at all, such as for a missing package.
     """
+    latest = max((plan.delay_steps for plan in plans), default=0)
+    if latest and not latest < policy.spec.timing.horizon:
+        raise SpecError(
+            f"a delay of {latest} steps: the policy answers {policy.spec.timing.horizon} actions, none of which is meant for then."
+        )
     waiting, lanes = deque(plans), list[_Lane]()
     pool = _TaskPool(suite, policy.spec, keep=batch)
     try:
@@ -134,7 +144,7 @@ def _predict(policy: Policy, lanes: Sequence[_Lane]) -> list[ActionChunk | Excep
     if not lanes:
         return []
     try:
-        chunks = policy.predict([lane.observation for lane in lanes], [lane.instruction for lane in lanes])
+        chunks = policy.predict([lane.asks(policy.spec) for lane in lanes], [lane.instruction for lane in lanes])
         if len(chunks) != len(lanes):
             raise ActionError(f"the policy answered {len(chunks)} chunks to {len(lanes)} observations: one each is expected.")
         return list(chunks)
@@ -191,6 +201,7 @@ class _Lane:
         self.instruction = ""
         self._success = self._terminated = self.over = False
         self._error = self._kind = ""
+        self._on_its_way: deque[NDArray[np.float32]] = deque()
 
     def start(self, pool: _TaskPool, wrong_instruction: bool) -> None:
         """Reset the task. A task that cannot be made for the caller's fault ends the run; any other exception ends this episode."""
@@ -203,12 +214,19 @@ class _Lane:
             return
         try:
             self.observation, self.instruction = self._task.reset(self._plan.seed)
+            still = self._task.action_spec.check(np.zeros(self._task.action_spec.dim, np.float32))
+            self._on_its_way.extend([still] * self._plan.delay_steps)
             self._kind = str(getattr(self._task, "instruction_kind", ""))
             if wrong_instruction:
                 self.instruction = self._task.other_instruction(self._plan.seed)
             self._states.append(self.observation.state)
         except Exception as error:
             self._fail(error)
+
+    def asks(self, spec: PolicySpec) -> Observation:
+        """What the policy is shown: the newest observation, and what is on its way as far as it is told of that."""
+        told = min(len(self._on_its_way), spec.timing.committed_steps)
+        return dataclasses.replace(self.observation, committed=np.stack(list(self._on_its_way)[:told])) if told else self.observation
 
     def execute(self, chunk: ActionChunk | Exception, spec: PolicySpec) -> None:
         """Execute the first `execute_steps` actions of a chunk, or fewer when the episode ends."""
@@ -220,6 +238,10 @@ class _Lane:
                 raise ActionError(
                     f"the policy answered actions of shape {chunk.actions.shape}, expected {expected} (H, A) of its specification."
                 )
+            if self._plan.delay_steps:
+                self._on_its_way.append(chunk.actions[self._plan.delay_steps])
+                self._step(self._on_its_way.popleft())
+                return
             for action in chunk.actions[: spec.timing.execute_steps]:
                 if not self.over:
                     self._step(action)

@@ -44,6 +44,7 @@ def evaluate(
     wrong_instruction: bool = False,
     workers: int | None = None,
     batch: int = 16,
+    delays: Sequence[int] = (0,),
     progress: bool = True,
 ) -> list[EpisodeResult]:
     """Run one episode for every seed and say what became of each.
@@ -58,6 +59,7 @@ def evaluate(
         workers: Processes; 1 runs in this process, with its threads as they are. None: one for every CPU that this process may use, but
             none for fewer than four episodes.
         batch: Episodes that advance in lockstep in every process, which is the largest batch the policy is asked for.
+        delays: Control steps by which answers come late, see `episodes.lockstep`; the episodes take turns.
         progress: Show a bar with the running success rate on standard error.
 
     Returns:
@@ -73,7 +75,7 @@ def evaluate(
     job = Job(
         policy_factory=policy_factory, suite_entry=SUITES.get(suite_name, suite_name), batch=batch, wrong_instruction=wrong_instruction
     )
-    return [outcome.result for outcome in _run(job, suite_name, seeds, tasks, workers, progress)]
+    return [outcome.result for outcome in _run(job, suite_name, seeds, tasks, workers, delays, progress)]
 
 
 @overload
@@ -86,6 +88,7 @@ def collect_states(
     expert: Literal[False] = False,
     workers: int | None = None,
     batch: int = 16,
+    delays: Sequence[int] = (0,),
     progress: bool = True,
 ) -> list[Episode]: ...
 @overload
@@ -98,6 +101,7 @@ def collect_states(
     expert: Literal[True],
     workers: int | None = None,
     batch: int = 16,
+    delays: Sequence[int] = (0,),
     progress: bool = True,
 ) -> tuple[list[Episode], list[NDArray[np.float32]]]: ...
 def collect_states(
@@ -109,6 +113,7 @@ def collect_states(
     expert: bool = False,
     workers: int | None = None,
     batch: int = 16,
+    delays: Sequence[int] = (0,),
     progress: bool = True,
 ) -> list[Episode] | tuple[list[Episode], list[NDArray[np.float32]]]:
     """Roll a policy out and return the states that it reached, to be labelled by a better one (DAgger, Ross et al. 2011).
@@ -127,7 +132,7 @@ def collect_states(
         record=True,
         expert=expert,
     )
-    kept = [outcome for outcome in _run(job, suite_name, seeds, tasks, workers, progress) if outcome.episode is not None]
+    kept = [outcome for outcome in _run(job, suite_name, seeds, tasks, workers, delays, progress) if outcome.episode is not None]
     visited = [outcome.episode for outcome in kept if outcome.episode is not None]
     if not expert:
         return visited
@@ -161,7 +166,13 @@ def _rates(results: Sequence[EpisodeResult]) -> dict[str, Any]:
 
 
 def _run(
-    job: Job, suite_name: str, seeds: Sequence[int], tasks: Sequence[str] | None, workers: int | None, progress: bool
+    job: Job,
+    suite_name: str,
+    seeds: Sequence[int],
+    tasks: Sequence[str] | None,
+    workers: int | None,
+    delays: Sequence[int],
+    progress: bool,
 ) -> list[Outcome]:
     """Check the request, run it in this process or in several, and return the outcomes in the order of the seeds."""
     suite = make_suite(suite_name)
@@ -175,7 +186,12 @@ def _run(
         raise CallerError(f"tasks {names}, seeds repeated {repeated}: at least one task, and seeds of 0 or more, each once, are needed.")
     if job.batch < 1 or (workers is not None and workers < 1):
         raise CallerError(f"workers {workers} and batch {job.batch}: each must be at least 1.")
-    plans = [PlannedEpisode(index=index, task=names[seed % len(names)], seed=seed) for index, seed in enumerate(seeds)]
+    if not delays or min(delays) < 0:
+        raise CallerError(f"delays {list(delays)}: expected control steps of 0 or more, at least one.")
+    plans = [
+        PlannedEpisode(index=index, task=names[seed % len(names)], seed=seed, delay_steps=delays[index // len(names) % len(delays)])
+        for index, seed in enumerate(seeds)
+    ]
     if workers is None:
         workers = min(_cpus(), len(plans) // EPISODES_PER_WORKER)
     workers = max(1, min(workers, len(plans)))

@@ -72,7 +72,7 @@ def new_bundle(
             spec=spec,
             text_encoder=text_encoder,
         )
-        networks.record(samples.images, samples.state, samples.text).save(folder / "golden.npz")
+        networks.record(samples.images, samples.state, samples.text, samples.committed).save(folder / "golden.npz")
         manifest = Manifest(
             spec=spec,
             tokenizer=tokenizer,

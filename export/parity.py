@@ -100,9 +100,10 @@ def check_parity(student: Student, encoder: TextEncoder, policy: BundlePolicy, s
     torch_actions, torch_confidence = _torch_answers(exported, samples, samples.instruction)
     rounded_actions, rounded_confidence = _torch_answers(exported, samples, vectors)
     onnx_answers = [
-        policy.networks.answer(_images(samples, row), samples.state[row], samples.instruction[row]) for row in range(len(samples))
+        policy.networks.answer(_images(samples, row), samples.state[row], samples.instruction[row], samples.committed[row])
+        for row in range(len(samples))
     ]
-    observations = [Observation(_images(samples, row), samples.state[row]) for row in range(len(samples))]
+    observations = [Observation(_images(samples, row), samples.state[row], _on_its_way(samples, row)) for row in range(len(samples))]
     chunks = policy.predict(observations, text)
     unit, names = action_units(student.spec, student.tokenizer), student.spec.action.names
     worst = (
@@ -144,6 +145,12 @@ def _torch_answers(
 
 def _images(samples: Samples, row: int) -> dict[str, NDArray[np.uint8]]:
     return {name: frames[row] for name, frames in samples.images.items()}
+
+
+def _on_its_way(samples: Samples, row: int) -> NDArray[np.float32]:
+    """(d, A) of (D, 1 + A)."""
+    rows = samples.committed[row]
+    return rows[rows[:, 0] > 0, 1:]
 
 
 def _worst(output: str, difference: NDArray[np.float32], names: Sequence[str] = ()) -> Worst:

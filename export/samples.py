@@ -32,6 +32,8 @@ class Samples:
     """(N, S), physical units."""
     instruction: NDArray[np.float32]
     """(N, 384), what the torch encoder says to `text`."""
+    committed: NDArray[np.float32]
+    """(N, D, 1 + A), what was on its way."""
     text: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -40,12 +42,13 @@ class Samples:
     def take(self, rows: NDArray[np.int64]) -> Samples:
         """Some of the samples, in the given order."""
         images = {name: frames[rows] for name, frames in self.images.items()}
-        return Samples(images, self.state[rows], self.instruction[rows], tuple(self.text[row] for row in rows))
+        return Samples(images, self.state[rows], self.instruction[rows], self.committed[rows], tuple(self.text[row] for row in rows))
 
     def tensors(self, row: int, instruction: NDArray[np.float32] | None = None) -> list[Tensor]:
         """One sample as the positional inputs of an exportable student, with another instruction vector (384,) if given."""
         vector = self.instruction[row] if instruction is None else instruction
         arrays = [*(frames[row] for frames in self.images.values()), self.state[row], vector]
+        arrays += [self.committed[row]] if self.committed.shape[1] else []
         return [torch.from_numpy(np.ascontiguousarray(array))[None] for array in arrays]
 
     @torch.inference_mode()
@@ -54,8 +57,8 @@ class Samples:
         binary = torch.from_numpy(student.spec.action.is_binary)
         rows = []
         for row in range(len(self)):
-            *images, state, vector = self.tensors(row)
-            probabilities = torch.softmax(student(images, state, vector).logits, -1)  # (1, H, A, K)
+            inputs, cameras = self.tensors(row), len(self.images)
+            probabilities = torch.softmax(student(inputs[:cameras], *inputs[cameras:]).logits, -1)  # (1, H, A, K)
             expectation = (probabilities * torch.from_numpy(student.tokenizer.centres())).sum(-1)[..., binary]
             if not ((expectation - student.thresholds[binary]).abs() < DECISION_MARGIN).any():
                 rows.append(row)
@@ -80,6 +83,8 @@ def load_samples(folder: str | Path, student: Student) -> Samples:
         "state": (torch.float32, (count, student.spec.observation.state_dim)),
         "instruction": (torch.float32, (count, EMBEDDING_DIM)),
     }
+    told = (count, student.spec.timing.committed_steps, 1 + student.spec.action.dim)
+    expected |= {"committed": (torch.float32, told)} if student.spec.timing.committed_steps else {}
     try:
         tensors = load_file(file)
     except Exception as error:  # safetensors' own error has no base class of its own in every version.
@@ -91,4 +96,4 @@ def load_samples(folder: str | Path, student: Student) -> Samples:
     images = {camera.name: arrays[f"images.{camera.name}"] for camera in student.spec.observation.cameras}
     if not np.isfinite(arrays["state"]).all():
         raise CheckpointError(f"{file}: the recorded states are not finite: distill the student again.")
-    return Samples(images, arrays["state"], arrays["instruction"], texts)
+    return Samples(images, arrays["state"], arrays["instruction"], arrays.get("committed", np.zeros(told, np.float32)), texts)

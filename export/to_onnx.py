@@ -33,7 +33,8 @@ _FOLD_BYTES = 64 << 20  # Larger than any weight: an operation on constants alon
 def student_to_onnx(student: Student) -> onnx.ModelProto:
     """policy.onnx of a student.
 
-    Inputs: `images.<camera>` uint8 (1, h, w, 3) per camera, `state` float32 (1, S), `instruction` float32 (1, 384).
+    Inputs: `images.<camera>` uint8 (1, h, w, 3) per camera, `state` float32 (1, S), `instruction` float32 (1, 384), and where the policy is
+    told what is on its way `committed` float32 (1, D, 1 + A).
     Outputs: `actions` float32 (1, H, A) in physical units, `confidence` float32 (1, H).
 
     Raises:
@@ -46,6 +47,9 @@ def student_to_onnx(student: Student) -> onnx.ModelProto:
     inputs = [torch.zeros(1, camera.height, camera.width, 3, dtype=torch.uint8) for camera in cameras]
     inputs += [torch.zeros(1, student.spec.observation.state_dim), torch.zeros(1, EMBEDDING_DIM)]
     names = [*(f"images.{camera.name}" for camera in cameras), "state", "instruction"]
+    if told := student.spec.timing.committed_steps:
+        inputs.append(torch.zeros(1, told, 1 + student.spec.action.dim))
+        names.append("committed")
     return _export(student.exportable(), inputs, names, ["actions", "confidence"], prefix="student.")
 
 

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlet.errors import DatasetError
+from actlet.protocols import Observation, committed_rows
 from actlet.specs import PolicySpec, require_same
+from episodes.episode import Episode
 from episodes.lerobot_dataset import LeRobotDataset, open_dataset
 from episodes.split import split_episodes
 from runtime.golden import Golden
@@ -34,6 +36,8 @@ class Frames:
     """(N, S), physical units."""
     instruction: NDArray[np.float32]
     """(N, E), what the bundle's own instruction.onnx says."""
+    committed: NDArray[np.float32]
+    """(N, D, 1 + A), what was on its way, see `actlet.protocols.committed_rows`."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -41,16 +45,18 @@ class Frames:
     def feeds(self, row: int) -> dict[str, NDArray[Any]]:
         """Inputs of policy.onnx for one frame."""
         images = {f"images.{name}": frames[row : row + 1] for name, frames in self.images.items()}
-        return {**images, "state": self.state[row : row + 1], "instruction": self.instruction[row : row + 1]}
+        told = {"committed": self.committed[row : row + 1]} if self.committed.shape[1] else {}
+        return {**images, "state": self.state[row : row + 1], "instruction": self.instruction[row : row + 1], **told}
 
     def take(self, rows: NDArray[np.int64]) -> Frames:
         """Some of the frames, in the given order."""
-        return Frames({name: frames[rows] for name, frames in self.images.items()}, self.state[rows], self.instruction[rows])
+        images = {name: frames[rows] for name, frames in self.images.items()}
+        return Frames(images, self.state[rows], self.instruction[rows], self.committed[rows])
 
 
 def frames_of_golden(golden: Golden) -> Frames:
     """The inputs of a bundle's self-test: enough to try something out, too few to calibrate a real policy."""
-    return Frames(dict(golden.images), golden.state, golden.instruction)
+    return Frames(dict(golden.images), golden.state, golden.instruction, golden.committed)
 
 
 def frames_of_dataset(
@@ -81,7 +87,7 @@ def frames_of_dataset(
     rng = np.random.default_rng([seed, len(dataset)])
     seen, unseen = split_episodes(dataset, 0.2, seed)
     vectors: dict[str, NDArray[np.float32]] = {}
-    parts = [_choose(dataset, rows, count, networks, vectors, rng) for rows, count in ((seen, calibration), (unseen, held_out))]
+    parts = [_choose(dataset, rows, count, spec, networks, vectors, rng) for rows, count in ((seen, calibration), (unseen, held_out))]
     return parts[0], parts[1], dataset.content_hash
 
 
@@ -89,22 +95,32 @@ def _choose(
     dataset: LeRobotDataset,
     rows: Sequence[int],
     count: int,
+    spec: PolicySpec,
     networks: Networks,
     vectors: dict[str, NDArray[np.float32]],
     rng: np.random.Generator,
 ) -> Frames:
     """About `count` frames: the same number from each of at most `count` / 4 episodes."""
     episodes = sorted(rng.permutation(rows)[: max(1, count // 4)].tolist())
-    share = -(-count // len(episodes))
+    share, told = -(-count // len(episodes)), spec.timing.committed_steps
     chosen: dict[str, list[NDArray[Any]]] = {camera.name: [] for camera in dataset.observation_spec.cameras}
-    states, instructions = [], []
+    states, instructions, committed = [], [], []
     for episode in dataset.iterate(episodes):
         steps = np.sort(rng.permutation(len(episode))[:share])
         for name, frames in episode.images.items():
             chosen[name].append(frames[steps])
         states.append(episode.state[steps])
+        committed.append(np.stack([_on_its_way(episode, step, int(rng.integers(told + 1)) if told else 0, spec) for step in steps]))
         if episode.instruction not in vectors:
             vectors[episode.instruction] = networks.embed(episode.instruction)
         instructions.append(np.repeat(vectors[episode.instruction][None], len(steps), axis=0))
     images = {name: np.concatenate(blocks)[:count] for name, blocks in chosen.items()}
-    return Frames(images, np.concatenate(states)[:count].astype(np.float32), np.concatenate(instructions)[:count])
+    return Frames(
+        images, np.concatenate(states)[:count].astype(np.float32), np.concatenate(instructions)[:count], np.concatenate(committed)[:count]
+    )
+
+
+def _on_its_way(episode: Episode, step: int, delay: int, spec: PolicySpec) -> NDArray[np.float32]:
+    """float32 (D, 1 + A): the commands of the next `delay` steps, as far as the episode goes."""
+    seen = Observation({}, episode.state[step], episode.commanded[step : step + delay])
+    return committed_rows(seen, spec)

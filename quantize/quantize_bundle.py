@@ -195,7 +195,7 @@ def _write(
 
 def _golden(networks: Networks, golden: Golden, manifest: Manifest) -> Golden:
     """The child's own answers to the parent's questions; questions whose flags changed are on the edge and are left out."""
-    answers = networks.record(golden.images, golden.state, golden.text)
+    answers = networks.record(golden.images, golden.state, golden.text, golden.committed)
     binary = manifest.spec.action.is_binary
     same = (answers.actions[..., binary] == golden.actions[..., binary]).all(axis=(1, 2))  # (N,)
     if not same.any():
@@ -205,6 +205,7 @@ def _golden(networks: Networks, golden: Golden, manifest: Manifest) -> Golden:
         state=answers.state[same],
         text=tuple(np.array(answers.text)[same].tolist()),
         instruction=answers.instruction[same],
+        committed=answers.committed[same],
         actions=answers.actions[same],
         confidence=answers.confidence[same],
     )

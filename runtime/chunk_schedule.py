@@ -12,6 +12,9 @@ Rule "newest": a newer chunk is used from the step at which it is there. Rule "r
 actions of the one before were due. In both an older chunk plays on to its horizon while there is no newer one; beyond it, and
 before the first, nothing is due (None), and the control loop holds.
 
+A policy that was told what is on its way (`Observation.committed`) answers from there on: its first `committed` rows are those very
+actions, and what is due meanwhile is still the older chunk's, also when the answer comes sooner than was thought.
+
 Cross-fade over the first m steps of overlap, j = 0 .. m-1, with w = (j + 1) / (m + 1)::
 
     due = (1 - w) old + w new          flags (binary dimensions) take the new value at once
@@ -88,13 +91,14 @@ class ChunkSchedule:
         self._is_binary = spec.action.is_binary
         self._segments: list[_Segment] = []  # By start; the last one that has started is in use.
 
-    def add(self, actions: NDArray[np.float32], *, observed_at: int, now: int) -> Verdict:
+    def add(self, actions: NDArray[np.float32], *, observed_at: int, now: int, committed: int = 0) -> Verdict:
         """Take in a chunk.
 
         Args:
             actions: float32 (H, A), finite.
             observed_at: Step at which its observation was taken.
             now: The step that is about to be commanded.
+            committed: How many actions the policy was told to be on their way; its own begin after them.
 
         Returns:
             "used"; "old" when a chunk of the same or a newer observation is there already; "late" when its first use would be
@@ -113,10 +117,10 @@ class ChunkSchedule:
         if self._segments and observed_at <= self._segments[-1].observed_at:
             return "old"
         in_use = [segment for segment in self._segments if segment.start <= now][-1:]  # One that still waits is replaced.
-        start = now
+        start = max(now, observed_at + committed)
         if in_use and self._config.rule == "receding":
             runs_out = in_use[0].observed_at + timing.horizon
-            start = max(now, min(in_use[0].start + timing.execute_steps, runs_out))
+            start = max(start, min(in_use[0].start + timing.execute_steps, runs_out))
         if start - observed_at > timing.max_delay_steps:
             return "late"
         blended = self._blend(actions, in_use, observed_at, start)

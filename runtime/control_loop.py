@@ -9,6 +9,9 @@ One step k, at the absolute time t0 + k / rate::
     send       robot.send_action
     wait       until the next step; steps that are over are skipped and counted, never caught up in a burst
 
+A policy that is told what is on its way (`TimingSpec.committed_steps`) gets the commands that are due until its answer will be there, as far
+as the delays of late tell; while an inline policy computes, these are holds.
+
 HOLD means commanding to stand still, not silence: zero for displacements, the last value for positions and flags.
 
 No exception leaves the loop. A policy that fails leads to HOLD and, after `max_bad_chunks` in a row or `max_hold_steps` without a
@@ -18,11 +21,15 @@ disconnected. Clock and sleep are injected, so that tests run in virtual time.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import time
 from collections.abc import Callable
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from actlet.errors import ActionError, CallerError, SpecError
 from actlet.protocols import Observation, Policy, Robot
@@ -33,6 +40,9 @@ from runtime.limits import CommandLimiter, Limited
 from runtime.loop_statistics import LoopStatistics
 
 __all__ = ["LoopConfig", "LoopResult", "StopReason", "drive"]
+
+_DELAYS_KEPT = 8
+"""Answers of late by whose delays the next one is judged."""
 
 StopReason = Literal["steps", "done", "terminate", "policy", "hold", "robot", "fault", "interrupted"]
 
@@ -204,6 +214,9 @@ class _Loop:
         self.dt_s = 1.0 / (self.config.rate_hz or timing.rate_hz)
         self.replan_steps = self.config.replan_steps or timing.execute_steps
         self.schedule = ChunkSchedule(self.policy.spec, self.config.schedule)
+        self.told: dict[int, int] = {}  # Step of an observation -> how many actions were on their way, as the policy was told.
+        # Answers of late came so many steps after their observation; from a thread, one at least.
+        self.delays = collections.deque([int(self.config.inference == "thread")], maxlen=_DELAYS_KEPT)
         self.observed_s: dict[int, float] = {}  # Step -> clock, of the observations whose chunks may still be in use.
 
     def run(self) -> None:
@@ -260,23 +273,41 @@ class _Loop:
             observation: Observation = self.robot.get_observation()
         except Exception as error:
             raise _Stop("robot", f"no observation ({_text(error)})") from error
+        committed = self.on_its_way(step)
+        if committed is not None:
+            observation = dataclasses.replace(observation, committed=committed)
         if not inference.submit(observation, self.instruction, step):
             return False
-        self.observed_s[step] = observed
+        self.observed_s[step], self.told[step] = observed, 0 if committed is None else len(committed)
         for old in [key for key in self.observed_s if key < step - 2 * self.policy.spec.timing.horizon]:
-            del self.observed_s[old]
+            del self.observed_s[old], self.told[old]
         self.next_ask = step + self.replan_steps
         return True
+
+    def on_its_way(self, step: int) -> NDArray[np.float32] | None:
+        """float32 (d, A): what will be commanded until an answer to an observation of this step is there, the delay being the longest of late;
+        None where the policy is not told."""
+        delay = min(max(self.delays), self.policy.spec.timing.committed_steps)
+        if not delay:
+            return None
+        still = self.limiter.hold()
+        rest = np.zeros(self.robot.action_spec.dim, np.float32) if still is None else still.command
+        if self.config.inference == "inline":
+            return np.stack([rest] * delay)
+        due = [self.schedule.at(step + i) for i in range(delay)]
+        return np.stack([rest if action is None else action.action for action in due])
 
     def take(self, answer: Answer | None, step: int) -> None:
         """Check an answer and schedule it."""
         if answer is None:
             return
         self.statistics.latencies_s.append(answer.finished_s - answer.submitted_s)
+        told = self.told.get(answer.observed_at, 0)
+        self.delays.append(step - answer.observed_at)
         verdict, error = "bad", answer.error or "the policy answered with nothing"
         if answer.chunk is not None:
             try:
-                verdict = self.schedule.add(answer.chunk.actions, observed_at=answer.observed_at, now=step)
+                verdict = self.schedule.add(answer.chunk.actions, observed_at=answer.observed_at, now=step, committed=told)
                 if verdict == "late":
                     most = self.policy.spec.timing.max_delay_steps
                     error = f"chunk of step {answer.observed_at} came at step {step}, later than the {most} steps the policy was made for"
@@ -284,6 +315,7 @@ class _Loop:
                 error = _text(failure)
         if verdict == "used":
             self.statistics.chunks += 1
+            self.statistics.misjudged_chunks += bool(self.policy.spec.timing.committed_steps) and step - answer.observed_at > told
             self.bad_in_a_row = 0
             return
         self.next_ask = min(self.next_ask, step + 1)  # Ask again soon.

@@ -6,6 +6,7 @@ Arrays of the file, all with the same number of samples N in front::
     state             float32 (N, S), physical units
     text              unicode (N,), the instructions
     instruction       float32 (N, E), what instruction.onnx answered to `text`
+    committed         float32 (N, D, 1 + A), what was on its way; absent where D = `committed_steps` is 0
     actions           float32 (N, H, A), what policy.onnx answered, physical units, before any clipping
     confidence        float32 (N, H)
 
@@ -42,6 +43,7 @@ class Golden:
     state: NDArray[np.float32]
     text: tuple[str, ...]
     instruction: NDArray[np.float32]
+    committed: NDArray[np.float32]
     actions: NDArray[np.float32]
     confidence: NDArray[np.float32]
 
@@ -52,6 +54,7 @@ class Golden:
         """Write the file whole; the same content gives the same bytes."""
         arrays: dict[str, NDArray[Any]] = {f"images.{name}": frames for name, frames in self.images.items()}
         arrays |= {"state": self.state, "text": np.array(self.text), "instruction": self.instruction}
+        arrays |= {"committed": self.committed} if self.committed.shape[1] else {}
         arrays |= {"actions": self.actions, "confidence": self.confidence}
         file = io.BytesIO()
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its own flag for an array's name.
@@ -82,6 +85,8 @@ class Golden:
             "actions": ("float32", (samples, steps, spec.action.dim)),
             "confidence": ("float32", (samples, steps)),
         }
+        told = (samples, spec.timing.committed_steps, 1 + spec.action.dim)
+        expected |= {"committed": ("float32", told)} if spec.timing.committed_steps else {}
         if set(arrays) != set(expected) or not samples:
             raise BundleError(f"{where}: arrays {sorted(arrays)} with {samples} samples, expected {sorted(expected)} with at least one.")
         for name, (kind, shape) in expected.items():
@@ -96,6 +101,7 @@ class Golden:
             state=arrays["state"],
             text=tuple(str(text) for text in arrays["text"]),
             instruction=arrays["instruction"],
+            committed=arrays.get("committed", np.zeros(told, np.float32)),
             actions=arrays["actions"],
             confidence=arrays["confidence"],
         )

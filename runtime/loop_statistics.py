@@ -40,6 +40,8 @@ class LoopStatistics:
     """Answers that failed, were not finite, of another shape, or older than one that was there."""
     late_chunks: int = 0
     """Answers that came later than the policy was made for."""
+    misjudged_chunks: int = 0
+    """Answers that came later than the policy was told, so that it did not know all that was commanded before them."""
     started_s: float = 0.0
     ended_s: float = 0.0
     latencies_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
@@ -54,7 +56,18 @@ class LoopStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; percentiles in milliseconds, None where nothing was measured."""
-        counts = ("ticks", "sent", "missed_deadlines", "holds", "clipped", "slowed", "chunks", "bad_chunks", "late_chunks")
+        counts = (
+            "ticks",
+            "sent",
+            "missed_deadlines",
+            "holds",
+            "clipped",
+            "slowed",
+            "chunks",
+            "bad_chunks",
+            "late_chunks",
+            "misjudged_chunks",
+        )
         data: dict[str, Any] = {name: getattr(self, name) for name in counts}
         data["elapsed_s"] = self.elapsed_s
         data["ticks_per_s"] = self.ticks / self.elapsed_s if self.elapsed_s > 0 else None

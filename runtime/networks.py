@@ -6,6 +6,7 @@ Nothing is clipped here: these are the raw answers, which golden.npz records and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,8 @@ class Networks:
         _require_signature(outputs, expected, "instruction.onnx gives")
         inputs = {f"images.{c.name}": ("uint8", (1, c.height, c.width, 3)) for c in spec.observation.cameras}
         inputs |= {"state": ("float32", (1, spec.observation.state_dim)), "instruction": ("float32", (1, text_encoder.embedding_dim))}
+        if spec.timing.committed_steps:
+            inputs["committed"] = ("float32", (1, spec.timing.committed_steps, 1 + spec.action.dim))
         _require_signature(self._policy.inputs, inputs, "policy.onnx takes")
         steps = spec.timing.horizon
         _require_signature(
@@ -82,7 +85,11 @@ class Networks:
         return np.asarray(vector[0], np.float32)
 
     def answer(
-        self, images: Mapping[str, NDArray[np.uint8]], state: NDArray[np.float32], vector: NDArray[np.float32]
+        self,
+        images: Mapping[str, NDArray[np.uint8]],
+        state: NDArray[np.float32],
+        vector: NDArray[np.float32],
+        committed: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """One chunk.
 
@@ -90,29 +97,45 @@ class Networks:
             images: Camera name -> uint8 (height, width, 3).
             state: float32 (S,).
             vector: float32 (E,), from `embed`.
+            committed: float32 (D, 1 + A), of `actlet.protocols.committed_rows`; None for nothing on its way.
 
         Returns:
             Actions float32 (H, A) in physical units, not clipped, and confidence float32 (H,).
         """
-        feeds = {f"images.{camera.name}": images[camera.name][None] for camera in self.spec.observation.cameras}
-        outputs = self._policy.run({**feeds, "state": state.astype(np.float32)[None], "instruction": vector[None]})
+        feeds: dict[str, NDArray[Any]] = {f"images.{camera.name}": images[camera.name][None] for camera in self.spec.observation.cameras}
+        feeds |= {"state": state.astype(np.float32)[None], "instruction": vector[None]}
+        if told := self.spec.timing.committed_steps:
+            feeds["committed"] = np.zeros((1, told, 1 + self.spec.action.dim), np.float32) if committed is None else committed[None]
+        outputs = self._policy.run(feeds)
         return outputs["actions"][0], outputs["confidence"][0]
 
-    def record(self, images: Mapping[str, NDArray[np.uint8]], state: NDArray[np.float32], text: Sequence[str]) -> Golden:
+    def record(
+        self,
+        images: Mapping[str, NDArray[np.uint8]],
+        state: NDArray[np.float32],
+        text: Sequence[str],
+        committed: NDArray[np.float32] | None = None,
+    ) -> Golden:
         """The golden answers of these networks, for a bundle's self-test.
 
         Args:
             images: Camera name -> uint8 (N, height, width, 3).
             state: float32 (N, S).
             text: N instructions.
+            committed: float32 (N, D, 1 + A), or None for nothing on its way.
         """
+        if committed is None:
+            committed = np.zeros((len(text), self.spec.timing.committed_steps, 1 + self.spec.action.dim), np.float32)
         vectors = np.stack([self.embed(line) for line in text])
-        answers = [self.answer({name: frames[i] for name, frames in images.items()}, state[i], vectors[i]) for i in range(len(text))]
+        answers = [
+            self.answer({name: frames[i] for name, frames in images.items()}, state[i], vectors[i], committed[i]) for i in range(len(text))
+        ]
         return Golden(
             images=dict(images),
             state=state.astype(np.float32),
             text=tuple(text),
             instruction=vectors,
+            committed=committed,
             actions=np.stack([actions for actions, _ in answers]),
             confidence=np.stack([confidence for _, confidence in answers]),
         )

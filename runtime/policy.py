@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from actlet.errors import BundleError, RobotFault
 from actlet.manifest import Manifest
-from actlet.protocols import ActionChunk, Observation
+from actlet.protocols import ActionChunk, Observation, committed_rows
 from runtime.bundle import Bundle, load_bundle
 from runtime.golden import Golden
 from runtime.networks import Networks
@@ -62,14 +62,15 @@ class BundlePolicy:
         """One chunk per observation, computed one after the other (a bundle's networks have batch 1).
 
         Raises:
-            ObservationError: A frame or state of another size or type, or an instruction that is too long.
+            ObservationError: A frame or state of another size or type, an instruction that is too long, or more on its way than it can be told of.
             RobotFault: The network failed, or answered with something that is not finite.
         """
         return [self._predict_one(*pair) for pair in zip(observations, instructions, strict=True)]
 
     def _predict_one(self, observation: Observation, instruction: str) -> ActionChunk:
         self.spec.observation.check(observation.images, observation.state)
-        actions, confidence = self.networks.answer(observation.images, observation.state, self._vector(instruction))
+        committed = committed_rows(observation, self.spec)
+        actions, confidence = self.networks.answer(observation.images, observation.state, self._vector(instruction), committed)
         if not (np.isfinite(actions).all() and np.isfinite(confidence).all()):
             where = np.argwhere(~np.isfinite(actions))
             first = f"actions[{where[0][0]}] {self.spec.action.names[where[0][1]]!r}" if len(where) else "confidence"
@@ -104,7 +105,7 @@ def _self_test(networks: Networks, golden: Golden, manifest: Manifest, where: st
     vectors = {text: networks.embed(text) for text in dict.fromkeys(golden.text)}
     for i, text in enumerate(golden.text):
         images = {name: frames[i] for name, frames in golden.images.items()}
-        actions, confidence = networks.answer(images, golden.state[i], golden.instruction[i])
+        actions, confidence = networks.answer(images, golden.state[i], golden.instruction[i], golden.committed[i])
         checks = (
             ("instruction vector", np.abs(vectors[text] - golden.instruction[i]), tolerance.embedding),
             ("action, as a share of its range", np.abs(actions - golden.actions[i]) / unit, tolerance.actions),

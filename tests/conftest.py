@@ -265,4 +265,4 @@ def tiny_frames(tiny_checkpoint: Path) -> Frames:
 
     samples = load_file(tiny_checkpoint / "samples.safetensors")
     images = {name.removeprefix("images."): values for name, values in samples.items() if name.startswith("images.")}
-    return Frames(images, samples["state"], samples["instruction"])
+    return Frames(images, samples["state"], samples["instruction"], np.zeros((len(samples["state"]), 0, 1), np.float32))

@@ -87,3 +87,13 @@ def test_half_labelled_tables_are_refused() -> None:
     a.distribution = np.ones((3, 2, 4), np.float16)
     with pytest.raises(DatasetError, match="1 of 2 tables"):
         Frames.concatenate([a, b])
+
+
+def test_what_is_on_its_way_is_what_was_commanded() -> None:
+    """The next d commands, not the labels, behind a 1 each; zeros after them, and past the end the last one."""
+    disturbed = dataclasses.replace(episode(4), executed=episode(4).action + np.float32([0.5, 0]))
+    frames = Frames.from_episodes([disturbed, episode(2)], OBSERVATION, ACTION)
+    told = frames.on_its_way(np.array([0, 3, 4]), np.array([2, 2, 0]), 3)
+    np.testing.assert_allclose(told[0], [[1, 0.5, 0], [1, 0.51, 0], [0, 0, 0]])
+    np.testing.assert_allclose(told[1], [[1, 0.53, 0], [1, 0.53, 0], [0, 0, 0]], rtol=1e-6)
+    assert not told[2].any()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from actlet.action_tokens import ActionTokenizer
-from actlet.errors import CheckpointError
+from actlet.errors import CheckpointError, ObservationError
 from actlet.protocols import Observation, Policy
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
 from actlet.storage import read_json, write_json
@@ -172,3 +172,38 @@ def test_pooled_frames_are_the_whole_ones(student: Student) -> None:
     ]
     whole, small = student(images, state, instruction).logits, student(pooled, state, instruction).logits
     assert (whole - small).abs().max() < 0.02 * whole.abs().max()
+
+
+@pytest.fixture
+def told_student() -> Student:
+    """A student that is told of up to two actions on their way, and may end."""
+    torch.manual_seed(0)
+    action = dataclasses.replace(ACTION, names=("dx", "dy", "terminate"))
+    timing = TimingSpec(rate_hz=10, horizon=5, execute_steps=1, max_delay_steps=2, committed_steps=2)
+    return Student(PolicySpec(observation=SPEC.observation, action=action, timing=timing), TOKENIZER, TINY).eval()
+
+
+def test_what_is_on_its_way_changes_the_answer(told_student: Student) -> None:
+    """Other actions on their way, another answer; and none at all is another answer still."""
+    told = [torch.tensor([[[1.0, dx, 0, 0], [0, 0, 0, 0]]]) for dx in (-0.4, 0.4)] + [torch.zeros(1, 2, 4)]
+    answers = [told_student(*inputs(1), committed).logits for committed in told]
+    assert all(not torch.equal(answers[i], answers[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_a_policy_that_is_told_ends_at_the_first_row_that_it_decides(told_student: Student) -> None:
+    """With d actions on their way rows 0 .. d may say terminate, and none after them."""
+    logits = torch.zeros(3, 5, 3, TOKENIZER.bins)
+    logits[:, :, 2, -1] = 50.0  # Terminate, everywhere.
+    committed = torch.zeros(3, 2, 4)
+    committed[1, :1, 0] = committed[2, :, 0] = 1
+    actions, _ = told_student.decode(logits, committed)
+    assert actions[..., 2].tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]
+
+
+def test_more_on_its_way_than_it_can_be_told_is_refused(told_student: Student) -> None:
+    """Three actions to a policy that hears of two."""
+    *_, state, _ = inputs(1)
+    images = {camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in SPEC.observation.cameras}
+    observation = Observation(images, state[0].numpy(), np.zeros((3, 3), np.float32))
+    with pytest.raises(ObservationError, match="at most 2"):
+        StudentPolicy(told_student).predict([observation], ["go"])

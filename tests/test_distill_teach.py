@@ -143,6 +143,7 @@ def frames() -> Frames:
         waypoints=np.zeros((3, 2, 2), np.float32),
         undecided=np.ones(3, bool),
         instructions=["reach the red target"],
+        commanded=action,
         by_expert=np.ones(3, bool),
     )
 

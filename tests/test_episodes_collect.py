@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from expert_points import ExpertPoint
-from point_reach import ACTION
+from point_reach import ACTION, OBSERVATION
 
 from actlet.command_line import main
 from actlet.errors import ActletError, DatasetError, SpecError, StorageError, UnknownNameError
@@ -24,7 +24,7 @@ from actlet.storage import read_json, write_json
 from episodes import lerobot_writer
 from episodes.collect import CollectionReport, collect
 from episodes.demonstration import PerturbationConfig, _Disturbance, demonstrate
-from episodes.lerobot_dataset import open_dataset
+from episodes.lerobot_dataset import DatasetWriter, open_dataset
 from episodes.seeds import REPORT_SEED_START, TRAIN_SEED_START, TRAIN_SEEDS_PER_RUN, TUNING_SEED_START
 
 HERE = Path(__file__).parent
@@ -437,3 +437,19 @@ def test_the_tabletop_gives_demonstrations(tmp_path: Path) -> None:
     assert all(episode.action[-1, 0] == 1.0 for episode in dataset.read_all(progress=False))
     assert [camera.name for camera in dataset.observation_spec.cameras] == ["front", "wrist"]
     assert dataset.content_hash == open_dataset(tmp_path / "2").content_hash
+
+
+def test_what_was_executed_is_kept_beside_the_labels(tmp_path: Path) -> None:
+    """A dataset gives back both, bit for bit; where nothing was disturbed there is one."""
+    config = PerturbationConfig(noise_share=1.0)
+    executed, labels = executed_and_labels(config)
+    episode = demonstrate(ExpertPoint("red"), 1, config)
+    np.testing.assert_array_equal(episode.executed[:-1], executed)
+    np.testing.assert_array_equal(episode.executed[-1], labels[-1])
+    with DatasetWriter(tmp_path / "set", observation_spec=OBSERVATION, action_spec=ACTION, rate_hz=5) as writer:
+        writer.add(episode)
+        writer.add(demonstrate(ExpertPoint("red"), 1, QUIET))
+    disturbed, quiet = open_dataset(tmp_path / "set").read_all([0, 1])
+    np.testing.assert_array_equal(disturbed.executed, episode.executed)
+    np.testing.assert_array_equal(disturbed.action, labels)
+    assert quiet.executed is None

@@ -134,6 +134,7 @@ def test_files_of_the_default_student_are_small() -> None:
     model = student_to_onnx(Student(spec, ActionTokenizer(low, high)))
     rng = np.random.default_rng(0)
     pictures = {camera.name: blob_frames(rng, 2, 128, 128) for camera in cameras}
-    frames = Frames(pictures, rng.normal(size=(2, 7)).astype(np.float32), rng.normal(size=(2, EMBEDDING_DIM)).astype(np.float32) / 20)
+    state, vectors = rng.normal(size=(2, 7)).astype(np.float32), rng.normal(size=(2, EMBEDDING_DIM)).astype(np.float32) / 20
+    frames = Frames(pictures, state, vectors, np.zeros((2, 0, 1 + spec.action.dim), np.float32))
     assert quantize_int8(model, frames).ByteSize() <= 0.30 * model.ByteSize()
     assert quantize_int4(model).ByteSize() <= 0.22 * model.ByteSize()

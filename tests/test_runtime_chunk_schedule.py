@@ -187,3 +187,11 @@ def test_contradicting_settings_are_refused() -> None:
         ScheduleConfig(rule="oldest")
     with pytest.raises(CallerError, match="blend_steps -1"):
         ScheduleConfig(blend_steps=-1)
+
+
+def test_a_policy_that_was_told_is_used_after_what_was_on_its_way(tiny_spec: PolicySpec) -> None:
+    """Its answer comes at once, but the two actions that it was told of are still the older chunk's."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(blend_steps=0))
+    schedule.add(_chunk(0), observed_at=0, now=0)
+    assert schedule.add(_chunk(1), observed_at=1, now=1, committed=2) == "used"
+    assert [schedule.at(step).action[0] for step in (1, 2, 3, 4)] == [1, 2, 103, 104]

@@ -22,7 +22,7 @@ from episodes.simulated_robot import SimulatedRobot
 from runtime import inference as inference_module
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
-from runtime.inference import ThreadInference
+from runtime.inference import Answer, ThreadInference
 
 INLINE = LoopConfig(inference="inline", realtime=False, max_steps=20, schedule=ScheduleConfig(blend_steps=0))
 
@@ -414,3 +414,57 @@ def test_the_thread_takes_one_observation_at_a_time(tiny_spec: PolicySpec, robot
     assert inference.submit(observation, "put", 5)
     inference.close()
     assert not inference._thread.is_alive()
+
+
+@pytest.mark.parametrize("late_steps", [1, 2, 3])
+def test_the_policy_is_told_what_will_really_be_commanded(tiny_spec: PolicySpec, late_steps: int) -> None:
+    """Once the loop knows how late answers are, what it says is on its way is what the robot gets, and no answer is misjudged."""
+    timing = dataclasses.replace(tiny_spec.timing, execute_steps=1, max_delay_steps=4, committed_steps=3)
+    spec = dataclasses.replace(tiny_spec, timing=timing)
+    time, told = VirtualTime(), []
+
+    class Late:
+        """Answers `late_steps` steps after it was asked."""
+
+        def __init__(self, policy: FakePolicy, clock: Callable[[], float]) -> None:
+            self.policy, self.waiting = policy, None
+
+        def submit(self, observation: Observation, instruction: str, step: int) -> bool:
+            if self.waiting is not None:
+                return False
+            (chunk,) = self.policy.predict([observation], [instruction])
+            told.append((step, observation.committed))
+            self.waiting = Answer(
+                observed_at=step, chunk=chunk, error="", submitted_s=time.now, finished_s=time.now + late_steps / 10 - 0.05
+            )
+            return True
+
+        def poll(self) -> Answer | None:
+            if self.waiting is None or time.now < self.waiting.finished_s:
+                return None
+            answer, self.waiting = self.waiting, None
+            return answer
+
+        def close(self) -> None:
+            pass
+
+    robot = FakeRobot(spec)
+    policy = FakePolicy(spec, lambda call, observation: policy.chunk(0.001 * call))
+    config = LoopConfig(max_steps=40, schedule=ScheduleConfig(blend_steps=0))
+    result = _run(robot, policy, config, time, inference=Late)
+    sent = dict(zip(range(late_steps, 40), robot.commands, strict=False))  # Nothing is commanded before the first answer.
+    assert result.statistics.misjudged_chunks == (late_steps > 1)  # The first: a thread's answer is expected at the next step.
+    for step, committed in told[2:]:
+        assert len(committed) == late_steps
+        for i, action in enumerate(committed):
+            if step + i in sent and step + i < 40:
+                np.testing.assert_array_equal(sent[step + i], action)
+
+
+def test_a_policy_that_is_not_told_hears_nothing(robot: FakeRobot, tiny_spec: PolicySpec) -> None:
+    """`committed` stays None without `committed_steps`."""
+    heard = []
+    policy = FakePolicy(tiny_spec, lambda call, observation: heard.append(observation.committed) or policy.chunk(0.01))
+    _run(robot, policy)
+    assert heard
+    assert set(heard) == {None}
