@@ -30,7 +30,7 @@ from benchmarks.stages import DemoConfig
 from benchmarks.tables import results_table
 from benchmarks.thresholds import judge
 from benchmarks.units import as_duration
-from distill import shipped_teacher
+from distill import SHIPPED, shipped_teacher
 
 __all__ = ["add_arguments", "run", "run_demo"]
 
@@ -95,7 +95,7 @@ def run_demo(out: Path, config: DemoConfig | None = None, *, from_scratch: bool 
         control_loop=read_json(loop),
         stages=chain.records,
     )
-    places = {"teacher": "teacher" if from_scratch else "shipped", **STUDENTS}
+    places = {"teacher": "teacher" if from_scratch else SHIPPED, **STUDENTS}
     for policy in results["policies"]:
         policy["path"] = places[policy["name"]]
     results["thresholds"] = [dataclasses.asdict(threshold) for threshold in judge(results)]

@@ -116,9 +116,9 @@ def parse_contenders(words: Sequence[str]) -> list[Contender]:
 
 
 def _place(demo: Path, path: str) -> Path:
-    from distill import shipped_teacher
+    from distill import SHIPPED, shipped_teacher
 
-    return shipped_teacher() if path == "shipped" else demo / path
+    return shipped_teacher() if path == SHIPPED else demo / path
 
 
 def samples_for(contenders: Sequence[Contender], spec: PolicySpec, count: int = 16, seed: int = 0) -> list[Sample]:

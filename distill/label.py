@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from actlet.errors import DatasetError, SpecError
 from actlet.protocols import Observation, Teacher
 from actlet.specs import require_same, require_same_rate
+from distill import SHIPPED, teacher_folder
 from distill.label_store import LabelIdentity, LabelStore, Shard
 from distill.teachers import open_teacher
 from episodes.lerobot_dataset import LeRobotDataset, open_dataset
@@ -196,7 +197,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = LabelConfig()
     parser.epilog = EPILOG
     parser.add_argument("--data", required=True, help="a LeRobotDataset folder (v3.0 or v2.1)")
-    parser.add_argument("--teacher", default="shipped", help="a teacher's folder, 'shipped' or 'rt2-base' (default: shipped)")
+    parser.add_argument("--teacher", default=SHIPPED, help="a teacher's folder (default: %(default)s, which comes along)")
     parser.add_argument("--out", required=True, help="the folder of labels, new or begun before")
     parser.add_argument("--top-k", type=int, default=defaults.top_k, help="bins whose probability is kept, of 256 (default: %(default)s)")
     parser.add_argument(
@@ -207,8 +208,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `label`."""
-    from distill import teacher_folder
-
     teacher = teacher_folder(arguments.teacher)
     config = LabelConfig(top_k=arguments.top_k, shard_frames=arguments.shard_frames, batch_size=arguments.batch_size)
     state = _processes()

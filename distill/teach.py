@@ -291,7 +291,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("--data", required=True, nargs="+", help="LeRobotDataset folders (v3.0 or v2.1)")
     parser.add_argument("--out", required=True, help="the checkpoint folder to make")
-    parser.add_argument("--start", help="a teacher's checkpoint to go on from, 'shipped' or 'rt2-base' (default: none)")
+    parser.add_argument("--start", help="a teacher's checkpoint to go on from, or 'rt2-base' (default: none)")
     parser.add_argument(
         "--web",
         nargs="*",

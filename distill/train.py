@@ -34,6 +34,7 @@ from actlet.errors import SpecError
 from actlet.protocols import Policy
 from actlet.specs import PolicySpec, TimingSpec, require_same, require_same_rate
 from actlet.storage import new_folder, write_bytes, write_json
+from distill import SHIPPED, teacher_folder
 from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.held_out import held_out_error
@@ -290,8 +291,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="the checkpoint folder to make")
     parser.add_argument(
         "--teacher",
-        default="shipped",
-        help="a teacher's folder, the ws:// of a server, 'shipped', 'rt2-base', or 'none' (default: shipped)",
+        default=SHIPPED,
+        help="a teacher's folder, the ws:// of a server, or 'none' (default: %(default)s, which comes along)",
     )
     parser.add_argument(
         "--suite", default="tabletop", help="simulated suite for on-policy rounds, or 'none' for recordings (default: tabletop)"
@@ -324,8 +325,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `distill`."""
-    from distill import teacher_folder
-
     teacher = None if arguments.teacher == "none" else teacher_folder(arguments.teacher)
     config = TrainConfig(
         steps=arguments.steps,
@@ -333,7 +332,7 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         horizon=arguments.horizon,
         execute_steps=min(TrainConfig().execute_steps, arguments.horizon),
-        delay_steps=arguments.delay_steps,
+        delay_steps=min(arguments.delay_steps, arguments.horizon - 1),
         on_policy_episodes=arguments.on_policy_episodes,
         scenes=arguments.scenes,
         seed=arguments.seed,

@@ -28,9 +28,10 @@ class TrainConfig:
     """H, actions in a chunk."""
     execute_steps: int = 1
     """Actions of a chunk that are executed before the policy is asked again; the others are for the time until its answer comes."""
-    delay_steps: int = 0
+    delay_steps: int = 2
     """Largest delay, in control steps, from an observation to the first command that answers it, which the student is trained for: it is told
-    what is on its way meanwhile, and answers for what will then have happened (`distill.student_batches`). 0: it is told nothing."""
+    what is on its way meanwhile, and answers for what will then have happened (`distill.student_batches`). 0: it is told nothing. A control
+    loop that does not wait for its policy has a delay of 1 even if the policy answers at once."""
     sigma: float = 12.0
     """Width of the labels around a demonstrated bin, in bins."""
     teacher_weight: float = 0.5

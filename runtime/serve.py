@@ -283,7 +283,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = ServerConfig(
         host=arguments.host, port=arguments.port, largest_batch=arguments.largest_batch, connections=arguments.connections
     )
-    folder = importlib.import_module("distill").teacher_folder(arguments.policy or "shipped")
+    teachers = importlib.import_module("distill")
+    folder = teachers.teacher_folder(arguments.policy or teachers.SHIPPED)
     if arguments.wire == "act":
         return _serve_rest(open_policy(folder, arguments.threads), config, str(folder))
     server = PolicyServer(open_policy(folder, arguments.threads), config)
