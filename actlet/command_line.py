@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from actlet import __version__
 from actlet.errors import ActletError, CallerError
@@ -30,6 +31,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("benchmarks.doctor", "say what this machine has, what is missing, and whether a bundle is sound"),
 }
 
+# What a verb needs of stages that its own may not import: verb -> {name in its arguments: "module:function"}.
+LENT: dict[str, dict[str, str]] = {"distill": {"size_within_budget": "benchmarks.student_latency:size_within_budget"}}
+
 EPILOG = """\
 examples:
   actlet demo                                          everything, in about half an hour
@@ -39,6 +43,16 @@ examples:
   actlet quantize bundles/float --precision int8 --data data/table --out bundles/int8
   actlet run bundles/int8 --task put --seed 7
 """
+
+
+def _by_name(place: str) -> Callable[..., Any]:
+    """The function of a "module:function", imported when it is called."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        module, _, function = place.partition(":")
+        return getattr(importlib.import_module(module), function)(*arguments, **options)
+
+    return call
 
 
 def _parser(verb: str | None) -> argparse.ArgumentParser:
@@ -60,7 +74,7 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
         if name == verb:
             stage = importlib.import_module(module)
             stage.add_arguments(sub)
-            sub.set_defaults(run=stage.run)
+            sub.set_defaults(run=stage.run, **{key: _by_name(place) for key, place in LENT.get(name, {}).items()})
     return parser
 
 

@@ -14,11 +14,11 @@ __all__ = ["student_card", "teacher_card"]
 
 def student_card(student: Student, lineage: dict[str, Any]) -> str:
     """Markdown for a student's checkpoint."""
-    spec, timing = student.spec, student.spec.timing
+    spec, timing, size = student.spec, student.spec.timing, lineage.get("size")
     lines = [
         "# Student policy",
         "",
-        f"- {student.parameter_count / 1e6:.2f} M parameters; one forward pass answers {timing.horizon} actions at {timing.rate_hz:g} Hz, {timing.execute_steps} are executed",
+        f"- {f'size {size}, ' if size else ''}{student.parameter_count / 1e6:.2f} M parameters; one forward pass answers {timing.horizon} actions at {timing.rate_hz:g} Hz, {timing.execute_steps} are executed",
         f"- sees {_cameras(student)} and the state {list(spec.observation.state_names)}",
         f"- commands {list(spec.action.names)} in the frame {spec.action.frame!r}",
         f"- trained on {lineage.get('dataset_episodes')} episodes of dataset {str(lineage.get('dataset'))[:12]}, "

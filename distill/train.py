@@ -42,18 +42,20 @@ from distill.label_store import LabelStore, read_labels
 from distill.labels import label_frames
 from distill.model_card import student_card
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
+from distill.size_choice import add_size_arguments, asked_architecture, forget_choice
 from distill.student import Student, StudentPolicy, open_student, student_config_json
 from distill.student_batches import StudentBatches, StudentInTraining
+from distill.student_sizes import size_name
 from distill.teachers import open_teacher
 from distill.text_encoder import load_text_encoder
 from distill.train_config import TrainConfig
 from episodes.episode import Episode
-from episodes.lerobot_dataset import open_dataset
+from episodes.lerobot_dataset import LeRobotDataset, open_dataset
 from episodes.rollout import collect_states
 from episodes.seeds import TRAIN_SEED_START
 from episodes.split import split_episodes
 
-__all__ = ["TrainConfig", "add_arguments", "distill", "run"]
+__all__ = ["TrainConfig", "add_arguments", "distill", "run", "student_spec"]
 
 SAMPLES = 16
 _ON_POLICY_SEED_START = TRAIN_SEED_START + 500_000  # training seeds that collection does not reach
@@ -124,17 +126,7 @@ def distill(
     work = work_folder(out, arguments)
     episodes = dataset.read_all(train_rows)
     frames = Frames.from_episodes(episodes, observation, action)
-    spec = PolicySpec(
-        observation=observation,
-        action=action,
-        timing=TimingSpec(
-            rate_hz=dataset.rate_hz,
-            horizon=config.horizon,
-            execute_steps=config.execute_steps,
-            max_delay_steps=max(config.horizon // 4, config.delay_steps),
-            committed_steps=config.delay_steps,
-        ),
-    )
+    spec = student_spec(dataset, config)
     tokenizer, taught_by = ActionTokenizer.fit(frames.action, action), None
     if store is not None:
         tokenizer, taught_by = store.identity.tokenizer, store.identity.teacher
@@ -195,6 +187,7 @@ def distill(
         "labels_top_k": store.identity.top_k if store is not None else None,
         "suite": suite,
         "scenes": len(scenes.state) if scenes is not None else 0,
+        "size": size_name(config.architecture),
         "training": dataclasses.asdict(config),
         "actlet": __version__,
         "created": time.strftime("%Y-%m-%d"),
@@ -204,6 +197,21 @@ def distill(
     _save(student, frames, out, lineage, work, overwrite=overwrite)
     shutil.rmtree(work, ignore_errors=True)
     return out
+
+
+def student_spec(dataset: LeRobotDataset, config: TrainConfig) -> PolicySpec:
+    """What a student of this dataset sees and commands, and when."""
+    return PolicySpec(
+        observation=dataset.observation_spec,
+        action=dataset.action_spec,
+        timing=TimingSpec(
+            rate_hz=dataset.rate_hz,
+            horizon=config.horizon,
+            execute_steps=config.execute_steps,
+            max_delay_steps=max(config.horizon // 4, config.delay_steps),
+            committed_steps=config.delay_steps,
+        ),
+    )
 
 
 def _require_labels_of(teacher: Any, store: LabelStore) -> None:
@@ -279,6 +287,8 @@ examples:
   actlet distill --data data/table --teacher ws://10.0.0.2:8000 --out checkpoints/student       with `actlet serve` on a larger machine
   actlet distill --data data/table --teacher none --out checkpoints/cloned        behaviour cloning
   actlet distill --data data/table --labels labels/table --out checkpoints/student     with answers that actlet label wrote
+  actlet distill --data data/table --size nano --out checkpoints/nano
+  actlet distill --data data/table --budget-ms 5 --precision int8 --out checkpoints/student    the largest that decides in 5 ms here
   actlet distill --data data/recordings --teacher none --suite none --out checkpoints/real
 """
 
@@ -298,6 +308,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite", default="tabletop", help="simulated suite for on-policy rounds, or 'none' for recordings (default: tabletop)"
     )
     parser.add_argument("--labels", help="a folder that 'actlet label' wrote for this dataset, in place of asking the teacher about it")
+    add_size_arguments(parser)
     parser.add_argument("--steps", type=int, default=defaults.steps, help="updates, all rounds together (default: %(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=defaults.rounds, help="rounds of training; between them the student drives (default: %(default)s)"
@@ -337,6 +348,8 @@ def run(arguments: argparse.Namespace) -> int:
         scenes=arguments.scenes,
         seed=arguments.seed,
     )
+    architecture = asked_architecture(arguments, lambda: student_spec(open_dataset(arguments.data), config))
+    config = dataclasses.replace(config, architecture=architecture)
     suite = None if arguments.suite == "none" else arguments.suite
     out = distill(
         arguments.data,
@@ -347,6 +360,7 @@ def run(arguments: argparse.Namespace) -> int:
         config=config,
         overwrite=arguments.overwrite,
     )
+    forget_choice(out)
     print((out / "README.md").read_text(encoding="utf-8"))
     print(f"student written to {out}")
     return 0

@@ -62,6 +62,7 @@ class TrainConfig:
     """Share of episodes held out where no suite is given."""
     seed: int = 0
     architecture: StudentConfig = dataclasses.field(default_factory=StudentConfig)
+    """The network: one of `distill.student_sizes.SIZES`, of which the default is "micro", or your own."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_weight <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from actlet import __version__
 from actlet import command_line as command_line_module
-from actlet.command_line import VERBS, main
+from actlet.command_line import LENT, VERBS, main
 from actlet.errors import CallerError, RobotFault
 
 EXISTING = [verb for verb, (module, _) in VERBS.items() if importlib.util.find_spec(module) is not None]
@@ -33,6 +34,16 @@ def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixt
     assert out.startswith(f"usage: actlet {verb}")
     assert "example" in out
     assert f"actlet {verb}" in out.split("example", 1)[1]
+
+
+def test_what_is_lent_to_a_verb_exists() -> None:
+    """Every "module:function" names a function, of a verb that exists; it is resolved when it is called, so a typing error would be found late."""
+    places = [place for lent in LENT.values() for place in lent.values()]
+    assert places
+    assert set(LENT) <= set(VERBS)
+    for place in places:
+        module, _, function = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_help_lists_all_verbs(capsys: pytest.CaptureFixture[str]) -> None:
