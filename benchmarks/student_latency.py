@@ -32,6 +32,7 @@ import torch
 
 from actlet.errors import CallerError
 from actlet.manifest import Lineage, TextEncoderInfo
+from actlet.protocols import committed_rows
 from actlet.provenance import utc_now
 from actlet.specs import PolicySpec
 from actlet.statistics import latency_summary
@@ -178,6 +179,7 @@ def _write_bundle(student: Student, samples: Sequence[Sample], instruction: onnx
         images={name: np.stack([observation.images[name] for observation in seen]) for name in seen[0].images},
         state=np.stack([observation.state for observation in seen]),
         instruction=encoder.encode(text),
+        committed=np.stack([committed_rows(observation, student.spec) for observation in seen]),
         text=tuple(text),
     )
     with new_bundle(
