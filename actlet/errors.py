@@ -12,6 +12,7 @@ The tree::
     │   ├── ObservationError        a frame or state of another size, type or range than the specification
     │   ├── ActionError             a command of another shape, not finite, or a token that is not an action
     │   ├── QuantizationError       nothing was quantized, or not what was asked for
+    │   ├── TrainingError           a loss, a gradient or the weights are not finite: training cannot go on
     │   ├── MissingExtraError       an optional Python package is absent; names the extra to install
     │   ├── MissingLibraryError     a system library is absent; names the line to run
     │   └── StorageError            the disk is full, or a folder cannot be written
@@ -41,6 +42,7 @@ __all__ = [
     "RobotFault",
     "SpecError",
     "StorageError",
+    "TrainingError",
     "UnknownNameError",
 ]
 
@@ -96,6 +98,10 @@ class ActionError(CallerError):
 
 class QuantizationError(CallerError):
     """A quantization that had no effect, or another one than asked for."""
+
+
+class TrainingError(CallerError):
+    """A loss, a gradient or the weights are not finite; the message says which frames are to blame."""
 
 
 class MissingExtraError(CallerError):

@@ -1,12 +1,17 @@
 """The training loop that students and teachers share: fixed number of steps, resume, moving average, progress.
 
-Accelerate carries the loop, so the same call runs in one process or under `accelerate launch` in many. A run that is cut
-off goes on from its last state when it is started again with the same arguments; the state is removed by the caller once
-the checkpoint is whole.
+Accelerate carries the loop, so the same call runs in one process or under a launcher in many (`distill.processes`). A run that is cut
+off goes on from its last state when it is started again with the same arguments, also in another number of processes; the state is
+removed by the caller once the checkpoint is whole. A loss, gradient or weight that is not finite ends the run, and never reaches a state.
+
+    top of step n    judge (`distill.judge`), where it is time: the state of n updates is saved before, so it is never judged twice
+    step n           loss of every process's part of the batch, gradients averaged, update n + 1
+    then             the main process says for all whether it is time to save
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,8 +30,13 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from actlet.errors import SpecError
-from actlet.storage import new_folder, read_json, write_json
+from actlet.storage import read_json, write_json
+from distill.finite import Blame, loss_not_finite
+from distill.fit_state import FitState
+from distill.judge import Judge
 from distill.muon import Muon
+from distill.processes import processes
+from distill.train_log import TrainLog
 
 __all__ = ["FitConfig", "fit", "work_folder"]
 
@@ -47,6 +57,9 @@ class FitConfig:
     """Decay of the moving average of the weights, which is what is kept."""
     save_seconds: float = 60.0
     """The state for resuming is saved about this often."""
+    bf16: bool = True
+    """On a GPU that can, the network computes in bfloat16 (autocast); weights, their average, the optimizer and the losses stay float32.
+    On a processor it never does. `precision` says which it is."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +67,12 @@ class FitConfig:
             raise SpecError(
                 f"training: steps {self.steps}, batch_size {self.batch_size}, learning_rate {self.learning_rate}: all must be positive."
             )
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in, here: "bf16" or "fp32"."""
+        here = processes().device
+        return "bf16" if self.bf16 and here.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def fit(
@@ -65,67 +84,107 @@ def fit(
     log_file: Path,
     label: str,
     parameter_groups: list[dict[str, Any]] | None = None,
+    blame: Blame | None = None,
+    judge: Judge | None = None,
+    on_save: Callable[[], None] | None = None,
+    tensorboard: Path | None = None,
 ) -> nn.Module:
     """Train and return the averaged network, in evaluation mode.
 
     Args:
         module: What is trained; parameters without `requires_grad` stay as they are.
-        loss_of_batch: Draws a batch with the generator, returns {"loss": total, …parts for the log}.
+        loss_of_batch: Draws this process's part of a batch with the generator, which is the same in all processes, and returns {"loss":
+            total, …parts for the log}.
         config: How long and how fast.
         state_folder: Where the state for resuming lives.
-        log_file: JSON lines, one every 20 steps: step, learning rate, losses, seconds.
+        log_file: JSON lines, one every 20 steps: step, learning rate, losses (their mean over all processes), seconds.
         label: Text of the progress bar.
         parameter_groups: Where not all parameters are alike: "params", their learning rate in shares of `config`'s ("lr_scale", 1),
             and whether they are matrices that Muon updates instead of AdamW ("muon", False).
+        blame: Which rows of a batch are at fault where its loss or gradient is not finite.
+        judge: Lets the averaged network drive, and says when it is enough.
+        on_save: Called in every process after each state.
+        tensorboard: A folder for TensorBoard's files; its package must be installed.
+
+    Raises:
+        TrainingError: A loss, a gradient or the weights are not finite. The last state before it is kept.
     """
     # A stage may leave parts of a network out; that only several processes have to know.
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    accelerator = Accelerator(
+        mixed_precision={"bf16": "bf16", "fp32": "no"}[config.precision],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: the weights stay float32
-    set_seed(config.seed)
-    groups = parameter_groups or [{"params": [p for p in module.parameters() if p.requires_grad]}]
+    set_seed(config.seed, device_specific=True)
+    optimizers: list[Any] = _optimizers(module, parameter_groups, config)
+    average = AveragedModel(module.to(accelerator.device), multi_avg_fn=_moving_average(config.average_decay), use_buffers=True)
+    prepared, *optimizers = accelerator.prepare(module, *optimizers)
+    plain = accelerator.unwrap_model(prepared)
+    state = FitState(accelerator, plain, average, state_folder, label=label, on_save=on_save)
+    first, started = state.saved, time.monotonic()
+
+    def judged_enough(step: int) -> bool:
+        if judge is None or not judge.due(step):
+            return judge is not None and step == first and judge.stopped
+        state.save(step)
+        judge.judge(step, average.module)
+        return judge.stopped
+
+    is_main = accelerator.is_main_process
+    log = TrainLog(log_file, first, tensorboard) if is_main else None
+    progress = tqdm(total=config.steps, initial=first, desc=label, unit="step", disable=not is_main, mininterval=2.0)
+    with log or contextlib.nullcontext(), progress:
+        for step in range(first, config.steps):
+            if judged_enough(step):
+                break
+            rate = _learning_rate(step, config)
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = group["lr_scale"] * rate
+            prepared.train()
+            losses = loss_of_batch(prepared, _generator(step, config))
+            accelerator.backward(losses["loss"])
+            norm = accelerator.clip_grad_norm_([p for p in prepared.parameters() if p.requires_grad], config.gradient_clip)
+            values = torch.stack([value.detach().float() for value in losses.values()])
+            bad = not (values.isfinite().all() and torch.as_tensor(norm).isfinite())
+            save_due = is_main and state.age_s > config.save_seconds
+            anywhere = accelerator.reduce(torch.tensor([bad, save_due], dtype=torch.float32, device=accelerator.device), "sum").tolist()
+            if anywhere[0]:
+                where = f"{label}, update {step + 1} of {config.steps}"
+                raise loss_not_finite(plain, losses, blame, _generator(step, config), where=where, kept=state.kept)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            decay = min(config.average_decay, (1 + step) / (10 + step))  # so that a short run forgets where it began
+            average.multi_avg_fn = _moving_average(decay)
+            average.update_parameters(plain)
+            progress.update()
+            if step % 20 == 0:
+                means = dict(zip(losses, (round(value, 5) for value in accelerator.reduce(values, "mean").tolist()), strict=True))
+                progress.set_postfix(means)
+                if log is not None:
+                    log.write(step, rate, means, time.monotonic() - started)
+            if anywhere[1]:
+                state.save(step + 1)
+        else:
+            judged_enough(config.steps)
+            state.save(config.steps)
+    trained: nn.Module = average.module
+    return trained.eval()
+
+
+def _optimizers(module: nn.Module, groups: list[dict[str, Any]] | None, config: FitConfig) -> list[torch.optim.Optimizer]:
+    groups = groups or [{"params": [p for p in module.parameters() if p.requires_grad]}]
     by_optimizer: dict[type[torch.optim.Optimizer], list[dict[str, Any]]] = {}
     for group in groups:
         kind = Muon if group.pop("muon", False) else torch.optim.AdamW
         by_optimizer.setdefault(kind, []).append({"lr_scale": 1.0, **group})
-    optimizers = [kind(own, lr=config.learning_rate, weight_decay=config.weight_decay) for kind, own in by_optimizer.items()]  # type: ignore[call-arg]
-    average = AveragedModel(module.to(accelerator.device), multi_avg_fn=_moving_average(config.average_decay), use_buffers=True)
-    prepared, *optimizers = accelerator.prepare(module, *optimizers)
-    accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())  # `_Learned` keeps what matters of them
-    accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
-    accelerator.register_for_checkpointing(_Learned(accelerator.unwrap_model(prepared)), _Learned(average))
-    first = _resume(accelerator, state_folder, log_file)
-    saved_at = started = time.monotonic()
-    progress = tqdm(total=config.steps, initial=first, desc=label, unit="step", disable=not accelerator.is_main_process, mininterval=2.0)
-    for step in range(first, config.steps):
-        rate = _learning_rate(step, config)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = group["lr_scale"] * rate
-        generator = torch.Generator().manual_seed((config.seed << 32) + step * accelerator.num_processes + accelerator.process_index)
-        prepared.train()
-        losses = loss_of_batch(prepared, generator)
-        accelerator.backward(losses["loss"])
-        accelerator.clip_grad_norm_([p for p in prepared.parameters() if p.requires_grad], config.gradient_clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        decay = min(config.average_decay, (1 + step) / (10 + step))  # so that a short run forgets where it began
-        average.multi_avg_fn = _moving_average(decay)
-        average.update_parameters(accelerator.unwrap_model(prepared))
-        progress.update()
-        if step % 20 == 0 and accelerator.is_main_process:
-            values = {name: round(float(value.detach()), 5) for name, value in losses.items()}
-            progress.set_postfix(values)
-            with log_file.open("a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": step, "lr": rate, **values, "seconds": round(time.monotonic() - started, 1)}) + "\n")
-        if time.monotonic() - saved_at > config.save_seconds:
-            _save(accelerator, state_folder, step + 1)
-            saved_at = time.monotonic()
-    progress.close()
-    if first < config.steps:
-        _save(accelerator, state_folder, config.steps)
-    trained: nn.Module = average.module
-    return trained.eval()
+    return [kind(own, lr=config.learning_rate, weight_decay=config.weight_decay) for kind, own in by_optimizer.items()]  # type: ignore[call-arg]
+
+
+def _generator(step: int, config: FitConfig) -> torch.Generator:
+    """What draws the batch of a step: the same in all processes, whatever was drawn before."""
+    return torch.Generator().manual_seed((config.seed << 32) + step)
 
 
 def work_folder(out: Path, arguments: dict[str, Any]) -> Path:
@@ -145,27 +204,6 @@ def _learning_rate(step: int, config: FitConfig) -> float:
     return config.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
-class _Learned:
-    """What of a network's state a resumed run needs: parameters that learn, and buffers. What is frozen comes from where it came from at first,
-    and in 8 or 4 bits could not be read back from a state."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def _tensors(self) -> dict[str, Tensor]:
-        learned = {name: p.detach() for name, p in self._module.named_parameters() if p.requires_grad}
-        return {**learned, **dict(self._module.named_buffers())}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Name -> tensor, as they are now."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Raises KeyError where the state is another network's."""
-        for name, tensor in self._tensors().items():
-            tensor.copy_(state[name])
-
-
 def _moving_average(decay: float) -> Callable[..., None]:
     @torch.no_grad()
     def update(averages: Any, current: Any, _: Any) -> None:
@@ -176,27 +214,3 @@ def _moving_average(decay: float) -> Callable[..., None]:
             average.copy_(value)
 
     return update
-
-
-def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
-    accelerator.wait_for_everyone()
-    if accelerator.num_processes == 1:
-        with new_folder(folder, overwrite=True) as partial:
-            accelerator.save_state(str(partial), safe_serialization=True)
-            write_json(partial / "step.json", {"step": step})
-        return
-    accelerator.save_state(str(folder), safe_serialization=True)
-    if accelerator.is_main_process:
-        write_json(folder / "step.json", {"step": step})
-
-
-def _resume(accelerator: Accelerator, folder: Path, log_file: Path) -> int:
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    if not (folder / "step.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        log_file.write_text("", encoding="utf-8")
-        return 0
-    accelerator.load_state(str(folder))
-    step = int(read_json(folder / "step.json")["step"])
-    accelerator.print(f"resuming at step {step} from {folder}")
-    return step

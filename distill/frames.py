@@ -55,23 +55,32 @@ class Frames:
     """(N,), True where `action` is a demonstration's label, False where a student drove and only a teacher knows better."""
     distribution: NDArray[np.float16] | None = None
     """(N, A, K), the teacher's answer for each frame, zero where it was not asked; None without a teacher."""
+    names: list[str] = dataclasses.field(default_factory=list)
+    """What messages call the E episodes, as in "episode 12"."""
 
     def __len__(self) -> int:
         return len(self.state)
 
     @classmethod
     def from_episodes(
-        cls, episodes: Sequence[Episode], observation: ObservationSpec, action: ActionSpec, *, by_expert: bool = True
+        cls,
+        episodes: Sequence[Episode],
+        observation: ObservationSpec,
+        action: ActionSpec,
+        *,
+        by_expert: bool = True,
+        names: Sequence[str] | None = None,
     ) -> Frames:
-        """Concatenate checked episodes; `by_expert` is False for episodes that a student drove.
+        """Concatenate checked episodes; `by_expert` is False for episodes that a student drove, `names` are for messages.
 
         Raises:
             DatasetError: There are none, or one of them differs from the specifications.
         """
         if not episodes:
             raise DatasetError("the dataset holds no episodes to train on: collect some first (actlet collect).")
-        for episode in episodes:
-            episode.check(observation, action)
+        names = [f"episode {number}" for number in range(len(episodes))] if names is None else list(names)
+        for name, episode in zip(names, episodes, strict=True):
+            episode.check(observation, action, name)
         lengths = np.array([len(e) for e in episodes])
         ends = np.cumsum(lengths) - 1
         return cls(
@@ -85,6 +94,7 @@ class Frames:
             instructions=[e.instruction for e in episodes],
             commanded=np.concatenate([e.commanded for e in episodes]).astype(np.float32),
             by_expert=np.full(int(lengths.sum()), by_expert),
+            names=names,
         )
 
     @classmethod
@@ -107,7 +117,13 @@ class Frames:
             commanded=np.concatenate([p.commanded for p in parts]),
             by_expert=np.concatenate([p.by_expert for p in parts]),
             distribution=np.concatenate(labelled) if labelled else None,
+            names=[name for p in parts for name in p.names],
         )
+
+    def where(self, row: int) -> str:
+        """A frame in words: its episode, its place there and the instruction."""
+        episode = int(self.episode[row])
+        return f"{self.names[episode]}, frame {row - int(np.searchsorted(self.episode, episode))} ({self.instructions[episode]!r})"
 
     def draw(self, count: int, undecided_share: float, generator: torch.Generator) -> torch.Tensor:
         """int64 (count,): frames for a batch, this share of them among the `undecided` ones, the others among all."""

@@ -29,9 +29,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -40,6 +38,7 @@ from actlet.protocols import Observation, Teacher
 from actlet.specs import require_same, require_same_rate
 from distill import SHIPPED, teacher_folder
 from distill.label_store import LabelIdentity, LabelStore, Shard
+from distill.processes import processes
 from distill.teachers import open_teacher
 from episodes.lerobot_dataset import LeRobotDataset, open_dataset
 
@@ -104,7 +103,7 @@ def label(data: str | Path, teacher: str | Path, out: str | Path, config: LabelC
         SpecError: Teacher and dataset do not fit, or the folder was begun for other labels.
         StorageError: The disk is full, or the folder cannot be written.
     """
-    config, state = config or LabelConfig(), _processes()
+    config, state = config or LabelConfig(), processes()
     dataset, asked = open_dataset(data), open_teacher(teacher)
     require_same(asked.spec.observation, dataset.observation_spec, what="observations of teacher and dataset")
     require_same(asked.spec.action, dataset.action_spec, what="actions of teacher and dataset")
@@ -144,11 +143,6 @@ def label(data: str | Path, teacher: str | Path, out: str | Path, config: LabelC
         seconds=time.monotonic() - started,
         processes=state.num_processes,
     )
-
-
-def _processes() -> PartialState:
-    """Which process this is, of how many. Without a GPU Accelerate counts the processes only where it is told to use processors."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
 
 
 def _remove_damaged(store: LabelStore, shards: set[Shard]) -> None:
@@ -210,7 +204,7 @@ def run(arguments: argparse.Namespace) -> int:
     """The verb `label`."""
     teacher = teacher_folder(arguments.teacher)
     config = LabelConfig(top_k=arguments.top_k, shard_frames=arguments.shard_frames, batch_size=arguments.batch_size)
-    state = _processes()
+    state = processes()
     report = label(arguments.data, teacher, arguments.out, config)
     if state.is_main_process:
         print(report)

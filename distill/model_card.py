@@ -29,6 +29,8 @@ def student_card(student: Student, lineage: dict[str, Any]) -> str:
             else ""
         ),
     ]
+    if "updates" in lineage:
+        lines += _cost(lineage)
     held_out = lineage.get("held_out")
     if held_out:
         lines += ["", *_held_out_table(held_out)]
@@ -80,6 +82,26 @@ def _held_out_table(held_out: dict[str, Any]) -> list[str]:
         for name, row in held_out["dimensions"].items()
     ]
     return [*head, *rows]
+
+
+def _cost(lineage: dict[str, Any]) -> list[str]:
+    """What the training was: updates, seeds, time, and the judgement by which its weights were chosen."""
+    seeds = [
+        f"{name.replace('_', ' ')} {seed if isinstance(seed, int) else f'{seed[0]} .. {seed[1]}'}"
+        for name, seed in lineage["seeds"].items()
+    ]
+    count, best = lineage["processes"], lineage["best_judgement"]
+    lines = [
+        f"- {lineage['updates']} updates in {lineage['precision']} on {lineage['device']}, in {count} process{'es' if count > 1 else ''}: "
+        f"{lineage['train_wall_s']:.0f} s on the clock and {lineage['train_cpu_s']:.0f} s of processors, driving and asking the teacher included",
+        f"- seeds: {', '.join(seeds)}",
+    ]
+    if best is not None:
+        lines.append(
+            f"- the best of {len(lineage['judgements'])} judgements: {best['successes']} of {best['episodes']} episodes, after update "
+            f"{best['updates']} of round {best['round'] + 1}; chosen for that, so expect less elsewhere"
+        )
+    return lines
 
 
 def _training(lineage: dict[str, Any]) -> list[str]:

@@ -15,13 +15,16 @@ student is told the d commands that were really given from then on, disturbances
 
 Without that, row 1 presumes that row 0 was carried out, which under a delay it never is: each answer leaves the motion that is left to
 a row that is never used, and the hand stands still (docs/lessons.md).
+
+Several processes share a batch: each draws all of it, from the same generator, and takes every n-th row. So they learn from what one
+process would learn from; only batch normalisation and dropout see the difference.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,9 +49,10 @@ class StudentInTraining(nn.Module):
     def forward(
         self, images: list[Tensor], state: Tensor, instruction: Tensor, committed: Tensor | None = None
     ) -> tuple[StudentOutput, Tensor | None]:
-        """(B, ...) inputs -> the student's output, and its idea of the teacher's features (B, F')."""
+        """(B, ...) inputs -> the student's output, and its idea of the teacher's features (B, F'); float32, whatever it computed in."""
         output: StudentOutput = self.student(images, state, instruction, committed)
-        return output, self.imitate(output.features) if self.imitate is not None else None
+        imitated = self.imitate(output.features).float() if self.imitate is not None else None
+        return StudentOutput(output.logits.float(), output.waypoints.float(), output.features.float()), imitated
 
     def parameter_groups(self, muon_scale: float) -> list[dict[str, Any]]:
         """For `distill.fit.fit`. Muon is for matrices between features (Jordan et al. 2024): not for biases, nor for the layers that answer."""
@@ -64,6 +68,27 @@ class StudentInTraining(nn.Module):
         ]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """A batch, or some rows of one, as it was drawn."""
+
+    rows: Tensor
+    """int64 (R,), frames."""
+    delays: Tensor
+    """int64 (R,), control steps by which the answer to each comes late."""
+    pairs: Tensor
+    """int64 (P,), scenes under an instruction."""
+    moves: list[Tensor]
+    """Of each camera int64 (R + P, 2), pixels down and right."""
+    noise: Tensor
+    """float32 (R + P, S), standard normal."""
+
+    def take(self, rows: Tensor, pairs: Tensor) -> _Drawn:
+        """Of its frames those at `rows`, of its pairs those at `pairs`."""
+        both = torch.cat([rows, pairs + len(self.rows)])
+        return _Drawn(self.rows[rows], self.delays[rows], self.pairs[pairs], [moves[both] for moves in self.moves], self.noise[both])
+
+
 class StudentBatches:
     """Draws batches and says what the student loses on them.
 
@@ -71,63 +96,132 @@ class StudentBatches:
         student: Whose specification, bins and pooling count; it is not kept.
         frames: Demonstrations, and what the student reached.
         scenes: What the teacher sees elsewhere, or None.
-        config: How.
+        config: How. Its `batch_size` is the whole batch, of all processes together.
+        device: Where batches are made; what they are made from moves there once.
+        part: (i, n): this is process i of n, and its part of a batch is every n-th row.
     """
 
-    def __init__(self, student: Student, frames: Frames, scenes: Scenes | None, config: TrainConfig) -> None:
-        self._config, self._frames, self._tokenizer = config, frames, student.tokenizer
-        self._bins = torch.from_numpy(student.tokenizer.encode(frames.action))
+    def __init__(
+        self,
+        student: Student,
+        frames: Frames,
+        scenes: Scenes | None,
+        config: TrainConfig,
+        *,
+        device: torch.device | str = "cpu",
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._config, self._frames, self._tokenizer, self._scenes = config, frames, student.tokenizer, scenes
+        self._device, self._part = torch.device(device), part
+        here = self._device
+        self._bins = torch.from_numpy(student.tokenizer.encode(frames.action)).to(here)
         self._told = student.spec.timing.committed_steps
-        self._is_binary = torch.from_numpy(student.spec.action.is_binary)
-        self._vectors = torch.from_numpy(load_text_encoder().encode(frames.instructions))
-        self._state, self._episode = torch.from_numpy(frames.state), torch.from_numpy(frames.episode)
+        self._is_binary = torch.from_numpy(student.spec.action.is_binary).to(here)
+        self._vectors = torch.from_numpy(load_text_encoder().encode(frames.instructions)).to(here)
+        self._state, self._episode = torch.from_numpy(frames.state).to(here), torch.from_numpy(frames.episode).to(here)
         self._state_std = self._state.std(0)
-        self._expert = torch.from_numpy(frames.by_expert)
+        self._expert = torch.from_numpy(frames.by_expert).to(here)
         waypoint_scale = frames.waypoints[frames.by_expert].std(axis=(0, 1)) + 1e-3
-        self._waypoints = torch.from_numpy(frames.waypoints / waypoint_scale)
-        self._answers = None if frames.distribution is None else torch.from_numpy(frames.distribution)
+        self._waypoints = torch.from_numpy(frames.waypoints / waypoint_scale).to(here)
+        self._answers = None if frames.distribution is None else torch.from_numpy(frames.distribution).to(here)
         names = [camera.name for camera in student.spec.observation.cameras]
-        self._pictures = student.pool([frames.images[name] for name in names])
+        self._pictures = [torch.from_numpy(small).to(here) for small in student.pool([frames.images[name] for name in names])]
         self._shifts = [round(config.shift * max(small.shape[1:3])) for small in self._pictures]
-        self._pairs = round(config.scene_share * config.batch_size) if scenes is not None else 0
+        processes = part[1]
+        self._pairs = processes * round(config.scene_share * config.batch_size / processes) if scenes is not None else 0
         if scenes is not None:
-            self._views = student.pool([scenes.images[name] for name in names])
-            self._scene_state, self._scene_of = torch.from_numpy(scenes.state), torch.from_numpy(scenes.scene)
-            self._scene_vectors = torch.from_numpy(load_text_encoder().encode(scenes.instructions))
-            features = torch.from_numpy(scenes.features)
+            self._views = [torch.from_numpy(small).to(here) for small in student.pool([scenes.images[name] for name in names])]
+            self._scene_state, self._scene_of = torch.from_numpy(scenes.state).to(here), torch.from_numpy(scenes.scene).to(here)
+            self._scene_vectors = torch.from_numpy(load_text_encoder().encode(scenes.instructions)).to(here)
+            features = torch.from_numpy(scenes.features).to(here)
             spread = features.std(0)
             self._features = (features - features.mean(0)) / (spread + 0.05 * spread.mean() + 1e-6)
 
     def losses(self, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        """One batch through the model (a `StudentInTraining`): ``loss`` and its parts."""
+        """This process's part of a batch through the model (a `StudentInTraining`): ``loss`` and its parts.
+
+        Args:
+            model: On the same device.
+            generator: On the processor, and the same in all processes.
+        """
+        return self._losses(model, self._own(self._draw(generator)))
+
+    def blame(self, model: nn.Module, generator: torch.Generator) -> tuple[list[str], int]:
+        """Ask, one row at a time, on which rows of a batch the loss or its gradient is not finite.
+
+        Args:
+            model: The network as it was when that was found; in evaluation mode afterwards, its gradients cleared.
+            generator: The one that drew the batch, as it was before.
+
+        Returns:
+            A line for each such row of this process's part, and how many rows that part has.
+        """
+        drawn, nothing = self._own(self._draw(generator)), torch.empty(0, dtype=torch.int64)
+        model.eval()
+        found, sound = [], None
+        for number, row in enumerate(drawn.rows.tolist()):
+            if parts := _not_finite(model, self._losses(model, drawn.take(torch.tensor([number]), nothing))):
+                found.append(f"{self._frames.where(row)}: {', '.join(parts)}{self._bad_targets(row)}")
+            else:
+                sound = number
+        for number, pair in enumerate(drawn.pairs.tolist() if sound is not None else []):  # A pair is asked beside a frame that is sound.
+            if parts := _not_finite(model, self._losses(model, drawn.take(torch.tensor([sound]), torch.tensor([number])))):
+                assert self._scenes is not None
+                bad = "" if self._features[pair].isfinite().all() else "; what the teacher sees there is not finite"
+                found.append(f"scene {int(self._scene_of[pair])} ({self._scenes.instructions[pair]!r}): {', '.join(parts)}{bad}")
+        return found, len(drawn.noise)
+
+    def _draw(self, generator: torch.Generator) -> _Drawn:
+        """The whole batch."""
         config = self._config
         rows = self._frames.draw(config.batch_size - self._pairs, config.undecided_share, generator)
-        index, weight = self._frames.chunk_index(rows.numpy(), config.horizon)
-        images = [_shifted(small, rows, pixels, generator) for small, pixels in zip(self._pictures, self._shifts, strict=True)]
-        states, instructions = self._state[rows], self._vectors[self._episode[rows]]
+        delays = torch.randint(self._told + 1, (len(rows),), generator=generator)
+        moves = [_moves(len(rows), pixels, generator) for pixels in self._shifts]
+        pairs = torch.empty(0, dtype=torch.int64)
         if self._pairs:
             pairs = torch.randint(len(self._scene_of), (self._pairs,), generator=generator)
+            moves = [torch.cat([own, _moves(len(pairs), pixels, generator)]) for own, pixels in zip(moves, self._shifts, strict=True)]
+        noise = torch.randn((config.batch_size, self._state.shape[1]), generator=generator)
+        return _Drawn(rows, delays, pairs, moves, noise)
+
+    def _own(self, drawn: _Drawn) -> _Drawn:
+        """This process's part."""
+        index, count = self._part
+        return drawn.take(torch.arange(len(drawn.rows))[index::count], torch.arange(len(drawn.pairs))[index::count])
+
+    def _losses(self, model: nn.Module, drawn: _Drawn) -> dict[str, Tensor]:
+        config, here = self._config, self._device
+        index, weight = (torch.from_numpy(table).to(here) for table in self._frames.chunk_index(drawn.rows.numpy(), config.horizon))
+        rows, pairs, moves = drawn.rows.to(here), drawn.pairs.to(here), [each.to(here) for each in drawn.moves]
+        count = len(rows)  # The first rows are demonstrations, the others scenes.
+        images = [_shifted(small, rows, move[:count]) for small, move in zip(self._pictures, moves, strict=True)]
+        states, instructions = self._state[rows], self._vectors[self._episode[rows]]
+        if len(pairs):
             scenes = self._scene_of[pairs]
-            seen = [_shifted(small, scenes, pixels, generator) for small, pixels in zip(self._views, self._shifts, strict=True)]
+            seen = [_shifted(small, scenes, move[count:]) for small, move in zip(self._views, moves, strict=True)]
             images = [torch.cat(both) for both in zip(images, seen, strict=True)]
             states, instructions = torch.cat([states, self._scene_state[scenes]]), torch.cat([instructions, self._scene_vectors[pairs]])
-        delays = torch.randint(self._told + 1, (len(rows),), generator=generator).numpy() if self._told else np.zeros(len(rows), np.int64)
-        committed = torch.from_numpy(self._frames.on_its_way(rows.numpy(), delays, self._told))
-        committed = torch.cat([committed, torch.zeros(len(states) - len(rows), *committed.shape[1:])])  # Scenes have not begun to move.
-        weight = weight * (np.arange(config.horizon) >= delays[:, None])
-        noise = config.state_noise * self._state_std * torch.randn(states.shape, generator=generator)
+        noise = config.state_noise * self._state_std * drawn.noise.to(here)
+        committed = torch.from_numpy(self._frames.on_its_way(drawn.rows.numpy(), drawn.delays.numpy(), self._told)).to(here)
+        committed = torch.cat([committed, committed.new_zeros(len(states) - count, *committed.shape[1:])])  # Scenes have not begun to move.
+        weight = weight * (torch.arange(config.horizon, device=here) >= drawn.delays.to(here)[:, None])
         output, imitated = model(images, states + noise, instructions, committed)
-        count = len(rows)  # The first rows are demonstrations, the others scenes.
-        tokens = token_cross_entropy(
-            output.logits[:count], self._targets(torch.from_numpy(index)), torch.from_numpy(weight.astype(np.float32))
-        )
+        tokens = token_cross_entropy(output.logits[:count], self._targets(index), weight)
         distance = nn.functional.smooth_l1_loss(output.waypoints[:count], self._waypoints[rows], reduction="none").mean((1, 2))
         way = (distance * self._expert[rows]).sum() / self._expert[rows].sum().clamp(min=1)
         losses = {"loss": tokens + config.waypoint_weight * way, "tokens": tokens, "waypoint": way}
-        if self._pairs:
+        if len(pairs):
             losses["features"] = nn.functional.smooth_l1_loss(imitated[count:], self._features[pairs])
             losses["loss"] = losses["loss"] + config.feature_weight * losses["features"]
         return losses
+
+    def _bad_targets(self, row: int) -> str:
+        """Where the teacher's answers for a frame's chunk are not finite, in words; states and actions were refused when they were read."""
+        if self._answers is None:
+            return ""
+        steps = range(row, min(row + self._config.horizon, int(self._frames.last[row]) + 1))
+        bad = [step for step in steps if not self._answers[step].isfinite().all()]
+        return f"; the teacher's answer is not finite for {self._frames.where(bad[0])}" if bad else ""
 
     def _targets(self, index: Tensor) -> Tensor:
         """(B, H) frames -> (B, H, A, K)."""
@@ -140,12 +234,30 @@ class StudentBatches:
         return share * taught / total.clamp(min=0.5) + (1 - share) * demonstrated
 
 
-def _shifted(frames: np.ndarray, rows: Tensor, largest: int, generator: torch.Generator) -> Tensor:
-    """uint8 (N, h, w, 3) -> (B, h, w, 3): the rows, each moved by up to `largest` pixels each way, its border repeated.
+def _moves(count: int, largest: int, generator: torch.Generator) -> Tensor:
+    """int64 (count, 2): up to `largest` pixels each way."""
+    return torch.randint(-largest, largest + 1, (count, 2), generator=generator)
+
+
+def _shifted(frames: Tensor, rows: Tensor, moves: Tensor) -> Tensor:
+    """uint8 (N, h, w, 3) -> (B, h, w, 3): the rows (B,), each moved by its `moves` (B, 2) pixels, its border repeated.
 
     Random shifts (Yarats et al. 2021, DrQ): a picture that is never twice the same is not learned by heart.
     """
-    moves = torch.randint(-largest, largest + 1, (len(rows), 2), generator=generator).numpy()
     height, width = frames.shape[1:3]
-    y, x = (np.clip(np.arange(size)[None] + moves[:, axis : axis + 1], 0, size - 1) for axis, size in enumerate((height, width)))
-    return torch.from_numpy(frames[rows.numpy()[:, None, None], y[:, :, None], x[:, None, :]])
+    y, x = (
+        (torch.arange(size, device=moves.device) + moves[:, axis, None]).clamp(0, size - 1) for axis, size in enumerate((height, width))
+    )
+    pixels = (rows[:, None, None] * height + y[:, :, None]) * width + x[:, None, :]  # (B, h, w)
+    return frames.view(-1, 3).index_select(0, pixels.flatten()).view(-1, height, width, 3)  # five times as fast as three indices
+
+
+def _not_finite(model: nn.Module, losses: dict[str, Tensor]) -> list[str]:
+    """Which parts of a loss, or "gradient", are not finite."""
+    model.zero_grad()
+    losses["loss"].backward()
+    parts = [name for name, value in losses.items() if not value.isfinite() and name != "loss"]
+    parts = parts or ([] if losses["loss"].isfinite() else ["loss"])
+    finite = all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    model.zero_grad()
+    return parts or ([] if finite else ["gradient"])

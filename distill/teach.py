@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from actlet import __version__
@@ -39,6 +38,7 @@ from distill.backbones import PRECISIONS
 from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.model_card import teacher_card
+from distill.processes import processes
 from distill.rt2_teacher import Rt2Teacher
 from distill.teacher_batches import Batches, Training, plan_every_frame
 from distill.teacher_checkpoint import load_teacher, save_teacher
@@ -153,18 +153,17 @@ def teach_on_frames(
     overwrite: bool = False,
 ) -> Path:
     """`teach` on frames that are in memory already."""
-    # On processors Accelerate does not count what torchrun started.
-    processes = max(Accelerator().num_processes, int(os.environ.get("WORLD_SIZE", "1")))
-    if processes > 1:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))  # Of torchrun and Accelerate; asked before they could begin to wait for each other.
+    if launched > 1:
         raise CallerError(
-            f"a teacher is trained in one process, and this is one of {processes}: start it without a launcher, on one GPU or none."
+            f"a teacher is trained in one process, and this is one of {launched}: start it without a launcher, on one GPU or none."
         )
     torch.manual_seed(config.seed)
     started = time.time()
     first = spec.observation.cameras[0]
     web = load_web_data(config.web, height=first.height, width=first.width, seed=config.seed) if config.web else None
     plans = plan_every_frame(frames, spec, config.planner) if config.plan_share else None
-    device = Accelerator().device
+    device = processes().device
     if start is None:
         said = [] if web is None else [*(QUESTION.format(question=q) for q in web.questions), *(" " + a for a in web.answers)]
         teacher = Rt2Teacher(
@@ -200,7 +199,7 @@ def teach_on_frames(
         if steps:
             module.language_on = name == "web"
             share = 1.0 if name == "web" else config.web_share if web is not None else 0.0
-            schedule = FitConfig(steps=steps, batch_size=config.batch_size, learning_rate=rate, seed=config.seed)
+            schedule = FitConfig(steps=steps, batch_size=config.batch_size, learning_rate=rate, seed=config.seed, bf16=False)
             _stage(module, lambda model, generator, share=share: batches.losses(model, share, generator), schedule, work, name)
             if held_out is not None and name == "web":
                 scores["after the web alone"] = round(accuracy(module.teacher, held_out), 4)
@@ -215,6 +214,7 @@ def teach_on_frames(
             average_decay=0.99,
             seed=config.seed + 1,
             save_seconds=120.0,
+            bf16=False,  # Its gradients were not finite in bfloat16.
         )
         share = config.web_share if web is not None else 0.0
         trained = fit(

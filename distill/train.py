@@ -9,7 +9,10 @@ What the teacher says about the demonstrations can be asked for beforehand, by m
 it is behaviour cloning; without a suite there are neither on-policy rounds nor new scenes (`distill.scenes`).
 On a recorded dataset some episodes are held out, and the error on them is reported against two baselines (`distill.held_out`).
 
-What a batch is made of: `distill.student_batches`.
+What a batch is made of: `distill.student_batches`. How it is cut short when the student gets no better: `distill.judge`.
+
+Under a launcher (`distill.processes`) all processes train, each on its share of every batch. Everything else is the main process's: it asks
+the teacher, drives and writes while the others wait, and they read what it wrote. So a teacher is better asked beforehand, by all of them.
 """
 
 from __future__ import annotations
@@ -30,36 +33,38 @@ from safetensors.torch import save
 
 from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
-from actlet.errors import SpecError
-from actlet.protocols import Policy
+from actlet.errors import SpecError, StorageError
 from actlet.specs import PolicySpec, TimingSpec, require_same, require_same_rate
-from actlet.storage import new_folder, write_bytes, write_json
+from actlet.storage import new_folder, write_bytes
 from distill import SHIPPED, teacher_folder
+from distill.driving import on_policy_episodes, on_policy_seeds, successes, write_checkpoint
 from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.held_out import held_out_error
+from distill.judge import Judge
 from distill.label_store import LabelStore, read_labels
 from distill.labels import label_frames
 from distill.model_card import student_card
+from distill.processes import processes
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
 from distill.size_choice import add_size_arguments, asked_architecture, forget_choice
-from distill.student import Student, StudentPolicy, open_student, student_config_json
+from distill.spent import Spent
+from distill.student import Student, StudentPolicy
 from distill.student_batches import StudentBatches, StudentInTraining
 from distill.student_sizes import size_name
 from distill.teachers import open_teacher
 from distill.text_encoder import load_text_encoder
 from distill.train_config import TrainConfig
+from distill.train_log import require_tensorboard
 from episodes.episode import Episode
 from episodes.lerobot_dataset import LeRobotDataset, open_dataset
-from episodes.rollout import collect_states
-from episodes.seeds import TRAIN_SEED_START
+from episodes.seeds import TRAIN_SEED_START, TUNING_SEED_START
 from episodes.split import split_episodes
 
 __all__ = ["TrainConfig", "add_arguments", "distill", "run", "student_spec"]
 
 SAMPLES = 16
-_ON_POLICY_SEED_START = TRAIN_SEED_START + 500_000  # training seeds that collection does not reach
-_SCENE_SEED_START = TRAIN_SEED_START + 600_000
+_SCENE_SEED_START = TRAIN_SEED_START + 600_000  # training seeds that neither collection nor driving reaches
 
 
 def distill(
@@ -71,6 +76,7 @@ def distill(
     labels: str | Path | None = None,
     config: TrainConfig | None = None,
     overwrite: bool = False,
+    tensorboard: str | Path | None = None,
 ) -> Path:
     """Train a student and write its checkpoint. A run that was cut off goes on when called again with the same arguments.
 
@@ -84,6 +90,7 @@ def distill(
             about what the student reached and about new scenes alone. Without a teacher they are all that is asked of one.
         config: How.
         overwrite: Replace a checkpoint that exists.
+        tensorboard: A folder for TensorBoard's files, one of each round, or None.
 
     Returns:
         `out`.
@@ -92,10 +99,25 @@ def distill(
         DatasetError: The dataset cannot be used, or its labels are incomplete or for another dataset.
         CheckpointError: The teacher cannot be loaded.
         RemoteError: The server does not answer; what has been labelled is kept.
-        SpecError: Teacher and dataset do not fit, the labels are another teacher's, or there are fewer updates than rounds.
+        SpecError: Teacher and dataset do not fit, the labels are another teacher's, there are fewer updates than rounds, a batch cannot be
+            shared out among the processes, or there is patience without a suite.
+        TrainingError: A loss, a gradient or the weights are not finite.
+        MissingLibraryError: `tensorboard` is not installed, and asked for.
         StorageError: `out` exists, or cannot be written.
     """
-    config, out = config or TrainConfig(), Path(out)
+    config, out, here = config or TrainConfig(), Path(out), processes()
+    if tensorboard is not None:
+        require_tensorboard()
+    if out.exists() and not overwrite:
+        raise StorageError(f"{out} exists already: choose another name, remove it, or pass --overwrite.")
+    if config.patience is not None and not suite:
+        raise SpecError(
+            f"patience {config.patience} without a suite: success is judged in simulation. Name a suite, or leave patience out."
+        )
+    if config.batch_size % here.num_processes:
+        raise SpecError(
+            f"a batch of {config.batch_size} cannot be shared out among {here.num_processes} processes: make it a multiple of that."
+        )
     rounds = config.rounds if teacher is not None and suite else 1
     if config.steps < rounds:
         raise SpecError(f"{config.steps} updates cannot be shared out among {rounds} rounds: give at least one to each, or fewer rounds.")
@@ -123,9 +145,11 @@ def distill(
     if store is not None:
         _require_labels_of(asked, store)
         stored = read_labels(store.folder, dataset, [train_rows[row] for row in labelled])
-    work = work_folder(out, arguments)
-    episodes = dataset.read_all(train_rows)
-    frames = Frames.from_episodes(episodes, observation, action)
+    with here.main_process_first():
+        work = work_folder(out, arguments)
+    spent = Spent(work, here.process_index)
+    episodes = dataset.read_all(train_rows, progress=here.is_main_process)
+    frames = Frames.from_episodes(episodes, observation, action, names=[f"episode {row}" for row in train_rows])
     spec = student_spec(dataset, config)
     tokenizer, taught_by = ActionTokenizer.fit(frames.action, action), None
     if store is not None:
@@ -133,7 +157,8 @@ def distill(
         frames.distribution = _answers_in_place(stored, frames, labelled)
     elif asked is not None:
         tokenizer, taught_by = asked.tokenizer, asked.content_hash  # the teacher's bins are the ones that its distributions are over
-        frames.distribution = label_frames(asked, frames, work / "labels", episodes=labelled)
+        with here.main_process_first():
+            frames.distribution = label_frames(asked, frames, work / "labels", episodes=labelled)
     torch.manual_seed(config.seed)
     texts = load_text_encoder().encode(sorted(set(frames.instructions)))
     student = Student(
@@ -148,26 +173,42 @@ def distill(
     scenes = None
     if isinstance(asked, SeeingTeacher) and suite and config.scenes:
         seeds = range(_SCENE_SEED_START, _SCENE_SEED_START + config.scenes)
-        scenes = _with_glances(look_at_scenes(asked, suite, seeds, work / "scenes"), asked, suite, config, episodes, work / "glances")
+        with here.main_process_first():
+            scenes = look_at_scenes(asked, suite, seeds, work / "scenes")
+            scenes = _with_glances(scenes, asked, suite, config, episodes, work / "glances")
     del episodes  # The pictures are in `frames`.
+    spent.note()
     module = StudentInTraining(student, scenes.features.shape[1] if scenes is not None else 0)
     module = module.to(memory_format=torch.channels_last)  # a fifth faster on a processor
+    judge = None
     for number in range(rounds):
         if number > 0:
             folder = work / f"round-{number}"
-            visited = _on_policy_episodes(module.student, suite, config, folder, number)
-            reached = Frames.from_episodes(visited, observation, action, by_expert=False)
-            reached.distribution = label_frames(asked, reached, folder / "labels", label="teacher's answers, on-policy")
+            with here.main_process_first():
+                visited = on_policy_episodes(module.student, suite, config, folder, number)
+                names = [f"on-policy episode {i} of round {number}, seed {episode.seed}" for i, episode in enumerate(visited)]
+                reached = Frames.from_episodes(visited, observation, action, by_expert=False, names=names)
+                reached.distribution = label_frames(asked, reached, folder / "labels", label="teacher's answers, on-policy")
+                if scenes is not None:
+                    scenes = _with_glances(scenes, asked, suite, config, visited, folder / "glances")
             frames = Frames.concatenate([frames, reached])
-            if scenes is not None:
-                scenes = _with_glances(scenes, asked, suite, config, visited, folder / "glances")
-        batches = StudentBatches(module.student, frames, scenes, config)
+        batches = StudentBatches(module.student, frames, scenes, config, device=here.device, part=(here.process_index, here.num_processes))
         settings = FitConfig(
             steps=config.steps // rounds,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             seed=config.seed * 100 + number,
         )
+        if config.patience is not None:
+            judge = Judge(
+                work,
+                number,
+                steps=settings.steps,
+                every=config.judge_every,
+                patience=config.patience,
+                drive=functools.partial(successes, suite=suite, episodes=config.judge_episodes, folder=work / "judged"),
+                state=here,
+            )
         fitted = fit(
             module,
             batches.losses,
@@ -176,26 +217,43 @@ def distill(
             log_file=work / f"log-{number}.jsonl",
             label=f"student, round {number + 1} of {rounds}" if rounds > 1 else "student",
             parameter_groups=module.parameter_groups(config.muon_scale),
+            blame=batches.blame,
+            judge=judge,
+            on_save=spent.note,
+            tensorboard=Path(tensorboard) / f"round-{number + 1}" if tensorboard is not None else None,
         )
         assert isinstance(fitted, StudentInTraining)
-        module = fitted
-    student = module.student
-    lineage: dict[str, Any] = {
-        "dataset": dataset.content_hash,
-        "dataset_episodes": len(train_rows),
-        "teacher": taught_by,
-        "labels_top_k": store.identity.top_k if store is not None else None,
-        "suite": suite,
-        "scenes": len(scenes.state) if scenes is not None else 0,
-        "size": size_name(config.architecture),
-        "training": dataclasses.asdict(config),
-        "actlet": __version__,
-        "created": time.strftime("%Y-%m-%d"),
-    }
-    if held_rows:
-        lineage["held_out"] = held_out_error(StudentPolicy(student), dataset.read_all(held_rows), frames.action.mean(0))
-    _save(student, frames, out, lineage, work, overwrite=overwrite)
-    shutil.rmtree(work, ignore_errors=True)
+        module = fitted.to("cpu")  # It drives and is written from there.
+        if judge is not None:
+            judge.restore(module)
+    spent.note()
+    here.wait_for_everyone()
+    if here.is_main_process:
+        lineage: dict[str, Any] = {
+            "dataset": dataset.content_hash,
+            "dataset_episodes": len(train_rows),
+            "teacher": taught_by,
+            "labels_top_k": store.identity.top_k if store is not None else None,
+            "suite": suite,
+            "scenes": len(scenes.state) if scenes is not None else 0,
+            "size": size_name(config.architecture),
+            "training": dataclasses.asdict(config),
+            "seeds": _seeds(config, rounds, scenes is not None),
+            "updates": judge.updates if judge is not None else rounds * (config.steps // rounds),
+            "processes": here.num_processes,
+            "device": here.device.type,
+            "precision": settings.precision,
+            **Spent.total(work),
+            "judgements": judge.judgements if judge is not None else None,
+            "best_judgement": judge.best if judge is not None else None,
+            "actlet": __version__,
+            "created": time.strftime("%Y-%m-%d"),
+        }
+        if held_rows:
+            lineage["held_out"] = held_out_error(StudentPolicy(module.student), dataset.read_all(held_rows), frames.action.mean(0))
+        _save(module.student, frames, out, lineage, work, overwrite=overwrite)
+        shutil.rmtree(work, ignore_errors=True)
+    here.wait_for_everyone()
     return out
 
 
@@ -239,30 +297,16 @@ def _with_glances(scenes: Scenes, teacher: Any, suite: str | None, config: Train
     return Scenes.concatenate([scenes, look_at_episodes(teacher, suite, episodes, config.glances, folder, seed=config.seed)])
 
 
-def _on_policy_episodes(student: Student, suite: str | None, config: TrainConfig, folder: Path, number: int) -> list[Episode]:
-    """Let the student drive in scenes of this round's own."""
-    assert suite is not None
-    checkpoint = folder / "student"
-    if not (checkpoint / "config.json").is_file():
-        with new_folder(checkpoint) as partial:
-            _write_checkpoint(student, partial, {}, [])
-    first = _ON_POLICY_SEED_START + (number - 1) * config.on_policy_episodes
-    return collect_states(
-        functools.partial(_student_policy, str(checkpoint)),
-        suite,
-        list(range(first, first + config.on_policy_episodes)),
-        delays=range(config.delay_steps + 1),
-    )
-
-
-def _student_policy(folder: str) -> Policy:
-    torch.set_num_threads(1)
-    return open_student(folder)
-
-
-def _write_checkpoint(student: Student, folder: Path, lineage: dict[str, Any], instructions: list[str]) -> None:
-    write_json(folder / "config.json", student_config_json(student, lineage=lineage, sample_instructions=instructions))
-    write_bytes(folder / "model.safetensors", save({name: value.contiguous() for name, value in student.state_dict().items()}))
+def _seeds(config: TrainConfig, rounds: int, looks: bool) -> dict[str, Any]:
+    """Which seeds decided what; of episodes and scenes the first and the last."""
+    seeds: dict[str, Any] = {"training": config.seed}
+    if rounds > 1:
+        seeds["on_policy"] = [on_policy_seeds(config, 1)[0], on_policy_seeds(config, rounds - 1)[-1]]
+    if looks:
+        seeds["scenes"] = [_SCENE_SEED_START, _SCENE_SEED_START + config.scenes - 1]
+    if config.patience is not None:
+        seeds["judgements"] = [TUNING_SEED_START, TUNING_SEED_START + config.judge_episodes - 1]
+    return seeds
 
 
 def _save(student: Student, frames: Frames, out: Path, lineage: dict[str, Any], work: Path, *, overwrite: bool) -> None:
@@ -274,7 +318,7 @@ def _save(student: Student, frames: Frames, out: Path, lineage: dict[str, Any], 
         samples["committed"] = torch.from_numpy(frames.on_its_way(rows, np.arange(SAMPLES) % (told + 1), told))
     samples |= {"state": torch.from_numpy(frames.state[rows]), "instruction": torch.from_numpy(load_text_encoder().encode(texts))}
     with new_folder(out, overwrite=overwrite) as partial:
-        _write_checkpoint(student, partial, lineage, texts)
+        write_checkpoint(student, partial, lineage, texts)
         write_bytes(partial / "samples.safetensors", save(samples))
         logs = sorted(work.glob("log-*.jsonl"))
         write_bytes(partial / "train_log.jsonl", b"".join(log.read_bytes() for log in logs))
@@ -289,6 +333,8 @@ examples:
   actlet distill --data data/table --labels labels/table --out checkpoints/student     with answers that actlet label wrote
   actlet distill --data data/table --size nano --out checkpoints/nano
   actlet distill --data data/table --budget-ms 5 --precision int8 --out checkpoints/student    the largest that decides in 5 ms here
+  actlet distill --data data/table --patience 2 --out checkpoints/student         ends when it gets no better in simulation
+  torchrun --nproc_per_node 2 -m distill.train --data data/table --labels labels/table --out checkpoints/student    two processes or GPUs
   actlet distill --data data/recordings --teacher none --suite none --out checkpoints/real
 """
 
@@ -313,7 +359,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, default=defaults.rounds, help="rounds of training; between them the student drives (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="frames per update (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=defaults.batch_size, help="frames per update, of all processes together (default: %(default)s)"
+    )
     parser.add_argument(
         "--on-policy-episodes",
         type=int,
@@ -330,6 +378,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest delay, in control steps, that the student is trained for; it is told what is on its way (default: %(default)s)",
     )
     parser.add_argument("--horizon", type=int, default=defaults.horizon, help="actions in a chunk (default: %(default)s)")
+    parser.add_argument(
+        "--patience",
+        type=int,
+        help=f"a round ends after this many judgements without more success, one every {defaults.judge_every} updates; the best weights are kept (default: off)",
+    )
+    parser.add_argument(
+        "--judge-episodes",
+        type=int,
+        default=defaults.judge_episodes,
+        help="episodes of a judgement, of tuning seeds (default: %(default)s)",
+    )
+    parser.add_argument("--tensorboard", metavar="FOLDER", help="write TensorBoard's files there too (needs: pip install tensorboard)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that exists")
 
@@ -346,6 +406,8 @@ def run(arguments: argparse.Namespace) -> int:
         delay_steps=min(arguments.delay_steps, arguments.horizon - 1),
         on_policy_episodes=arguments.on_policy_episodes,
         scenes=arguments.scenes,
+        patience=arguments.patience,
+        judge_episodes=arguments.judge_episodes,
         seed=arguments.seed,
     )
     architecture = asked_architecture(arguments, lambda: student_spec(open_dataset(arguments.data), config))
@@ -359,8 +421,18 @@ def run(arguments: argparse.Namespace) -> int:
         labels=arguments.labels,
         config=config,
         overwrite=arguments.overwrite,
+        tensorboard=arguments.tensorboard,
     )
-    forget_choice(out)
-    print((out / "README.md").read_text(encoding="utf-8"))
-    print(f"student written to {out}")
+    here = processes()
+    if here.is_main_process:
+        forget_choice(out)
+        print((out / "README.md").read_text(encoding="utf-8"))
+        print(f"student written to {out}")
+    here.destroy_process_group()
     return 0
+
+
+if __name__ == "__main__":
+    from actlet.command_line import main
+
+    sys.exit(main(["distill", *sys.argv[1:]]))

@@ -20,6 +20,7 @@ class TrainConfig:
     """How often the student is fitted, the learning rate starting anew; before each but the first it drives, and the teacher labels
     what it reached. Without a teacher or a suite there is one round."""
     batch_size: int = 64
+    """Frames per update, of all processes together: each takes its share, so the number of processes does not change what is learned."""
     learning_rate: float = 1e-3
     muon_scale: float = 5.0
     """Learning rate of the weight matrices inside the network, which Muon updates, in shares of `learning_rate`, which AdamW keeps for
@@ -60,6 +61,14 @@ class TrainConfig:
     """Weight of seeing in them what the teacher sees."""
     held_out_fraction: float = 0.15
     """Share of episodes held out where no suite is given."""
+    patience: int | None = None
+    """A round ends when this many judgements in a row brought no more success than the best before them, and the best weights of all
+    rounds are kept; None: training ends with its last update. Needs a suite: see `distill.judge`."""
+    judge_every: int = 300
+    """Updates between two judgements; the last weights of a round are judged too. A third of a round by default: judging after rounds alone
+    would say nothing of the one round that there is without a teacher."""
+    judge_episodes: int = 48
+    """Episodes of a judgement, on the first tuning seeds, always the same."""
     seed: int = 0
     architecture: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     """The network: one of `distill.student_sizes.SIZES`, of which the default is "micro", or your own."""
@@ -81,3 +90,8 @@ class TrainConfig:
             raise SpecError(f"scenes {self.scenes}, glances {self.glances}: expected 0 or more of each.")
         if not 0 <= self.scene_share < 1:
             raise SpecError(f"scene_share {self.scene_share}: expected 0 <= share < 1: demonstrations are needed too.")
+        if (self.patience is not None and self.patience < 1) or self.judge_every < 1 or self.judge_episodes < 1:
+            raise SpecError(
+                f"patience {self.patience}, judge_every {self.judge_every}, judge_episodes {self.judge_episodes}: expected 1 or more of each, "
+                "or no patience."
+            )

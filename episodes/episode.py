@@ -41,31 +41,37 @@ class Episode:
     def __len__(self) -> int:
         return len(self.action)
 
-    def check(self, observation: ObservationSpec, action: ActionSpec) -> None:
+    def check(self, observation: ObservationSpec, action: ActionSpec, name: str = "episode") -> None:
         """Refuse an episode whose arrays differ from the specifications, are empty, or are not finite.
+
+        Args:
+            observation: What it should show.
+            action: What it should command.
+            name: What messages call it, before its instruction.
 
         Raises:
             DatasetError: With what differs.
         """
-        steps = len(self)
+        steps, name = len(self), f"{name} {self.instruction!r}"
         if steps == 0:
-            raise DatasetError(f"episode {self.instruction!r} has no steps.")
+            raise DatasetError(f"{name} has no steps.")
         if set(self.images) != {camera.name for camera in observation.cameras}:
-            raise DatasetError(
-                f"episode {self.instruction!r}: cameras {sorted(self.images)}, expected {[c.name for c in observation.cameras]}."
-            )
+            raise DatasetError(f"{name}: cameras {sorted(self.images)}, expected {[c.name for c in observation.cameras]}.")
         for camera in observation.cameras:
             frames, expected = self.images[camera.name], (steps, camera.height, camera.width, 3)
             if frames.dtype != np.uint8 or frames.shape != expected:
-                raise DatasetError(
-                    f"episode {self.instruction!r}, camera {camera.name!r}: {frames.dtype} {frames.shape}, expected uint8 {expected}."
-                )
-        for name, values, dim in (
-            ("state", self.state, observation.state_dim),
-            ("action", self.action, action.dim),
-            ("executed action", self.commanded, action.dim),
+                raise DatasetError(f"{name}, camera {camera.name!r}: {frames.dtype} {frames.shape}, expected uint8 {expected}.")
+        for what, values, names in (
+            ("state", self.state, observation.state_names),
+            ("action", self.action, action.names),
+            ("executed action", self.commanded, action.names),
         ):
-            if values.shape != (steps, dim):
-                raise DatasetError(f"episode {self.instruction!r}: {name} {values.shape}, expected {(steps, dim)}.")
-            if not np.isfinite(values).all():
-                raise DatasetError(f"episode {self.instruction!r}: {name} holds values that are not finite.")
+            if values.shape != (steps, len(names)):
+                raise DatasetError(f"{name}: {what} {values.shape}, expected {(steps, len(names))}.")
+            bad = np.argwhere(~np.isfinite(values))
+            if len(bad):
+                step, entry = bad[0].tolist()
+                raise DatasetError(
+                    f"{name}: {what} {names[entry]!r} is {values[step, entry]} at frame {step}, {len(bad)} such in all; expected finite numbers. "
+                    "Remove the episode, or repair it at its source."
+                )

@@ -15,9 +15,9 @@ from actlet.errors import CheckpointError, ObservationError
 from actlet.protocols import Observation, Policy
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
 from actlet.storage import read_json, write_json
+from distill.driving import write_checkpoint
 from distill.student import Student, StudentConfig, StudentPolicy, load_student
 from distill.text_encoder import EMBEDDING_DIM
-from distill.train import _write_checkpoint
 
 ACTION = ActionSpec(
     names=("dx", "dy", "grip"),
@@ -120,7 +120,7 @@ def test_answers_do_not_depend_on_the_batch(student: Student) -> None:
 
 def test_checkpoint_round_trip(student: Student, tmp_path: Path) -> None:
     """What is loaded answers bit for bit what was saved."""
-    _write_checkpoint(student, tmp_path, {}, [])
+    write_checkpoint(student, tmp_path, {}, [])
     loaded = load_student(tmp_path)
     assert loaded.spec == SPEC
     assert torch.equal(loaded(*inputs(2)).logits, student(*inputs(2)).logits)
@@ -128,7 +128,7 @@ def test_checkpoint_round_trip(student: Student, tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_kind_is_refused(student: Student, tmp_path: Path) -> None:
     """The message says what it is and what was expected."""
-    _write_checkpoint(student, tmp_path, {}, [])
+    write_checkpoint(student, tmp_path, {}, [])
     write_json(tmp_path / "config.json", {**read_json(tmp_path / "config.json"), "kind": "teacher"})
     with pytest.raises(CheckpointError, match=r"kind 'teacher'.*expected 'student'"):
         load_student(tmp_path)
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_kind_is_refused(student: Student, tmp_path: Pat
 
 def test_a_cut_checkpoint_is_refused(student: Student, tmp_path: Path) -> None:
     """Half a weights file is not taken for whole."""
-    _write_checkpoint(student, tmp_path, {}, [])
+    write_checkpoint(student, tmp_path, {}, [])
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cannot be read as a student checkpoint"):

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from actlet.action_tokens import ActionTokenizer
-from actlet.errors import SpecError
+from actlet.errors import SpecError, StorageError
 from actlet.protocols import Observation
 from actlet.specs import PolicySpec, TimingSpec
 from actlet.storage import read_json, sha256
 from distill.rt2_teacher import Rt2Teacher
 from distill.student import Student, StudentConfig, StudentPolicy, load_student
-from distill.student_batches import _shifted
+from distill.student_batches import _moves, _shifted
 from distill.teach import TeachConfig, teach
 from distill.teacher_checkpoint import load_teacher, save_teacher
 from distill.teacher_config import TeacherConfig
@@ -26,6 +26,7 @@ from distill.train import SAMPLES, TrainConfig, distill
 from episodes.collect import collect
 from episodes.lerobot_dataset import open_dataset
 from episodes.rollout import evaluate, success_summary
+from episodes.seeds import TUNING_SEED_START
 
 SUITE = "point_reach:make_suite"
 TINY = StudentConfig(image_px=16, channels=(16, 32), blocks=(1, 1), condition_dim=32, squeeze_channels=16, features=64, token_rank=8)
@@ -74,8 +75,9 @@ def test_shifted_frames_are_the_frames_moved() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (5, 12, 10, 3), dtype=np.uint8)
     rows = torch.tensor([3, 0, 3, 4])
     generator = torch.Generator().manual_seed(0)
-    np.testing.assert_array_equal(_shifted(frames, rows, 0, generator).numpy(), frames[rows.numpy()])
-    moved = _shifted(frames, rows, 2, generator).numpy()
+    whole = torch.from_numpy(frames)
+    np.testing.assert_array_equal(_shifted(whole, rows, _moves(4, 0, generator)).numpy(), frames[rows.numpy()])
+    moved = _shifted(whole, rows, _moves(4, 2, generator)).numpy()
     padded = np.pad(frames, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
     for picture, row in zip(moved, rows.tolist(), strict=True):
         windows = [padded[row, y : y + 12, x : x + 10] for y in range(5) for x in range(5)]
@@ -138,6 +140,41 @@ def test_seeing_through_the_teachers_eyes_is_learned(data: Path, teacher: Path, 
     assert "features" not in json.loads((blind / "train_log.jsonl").read_text().splitlines()[0])
 
 
+def test_with_patience_the_student_that_drove_best_is_kept(data: Path, tmp_path: Path) -> None:
+    """It is judged on tuning seeds, after every so many updates; the card says what was judged, and what the training cost."""
+    config = tiny(steps=9, patience=2, judge_every=2, judge_episodes=3)
+    out = distill(data, tmp_path / "student", suite=SUITE, config=config)
+    lineage = read_json(out / "config.json")["lineage"]
+    judged = lineage["judgements"]
+    assert [each["updates"] for each in judged] == [2, 4, 6, 8, 9][: len(judged)]
+    assert lineage["updates"] == judged[-1]["updates"]
+    best = lineage["best_judgement"]
+    assert best == max(judged, key=lambda each: each["successes"])
+    kept = StudentPolicy(load_student(out))
+    results = evaluate(lambda: kept, SUITE, range(TUNING_SEED_START, TUNING_SEED_START + 3), workers=1, progress=False)
+    assert sum(result.success for result in results) == best["successes"]
+    card = (out / "README.md").read_text()
+    assert f"the best of {len(judged)} judgements: {best['successes']} of 3 episodes, after update {best['updates']} of round 1" in card
+    assert "seeds: training 0, judgements 50000 .. 50002" in card
+    assert f"{lineage['updates']} updates in fp32 on cpu, in 1 process" in card
+    assert lineage["train_wall_s"] > 0
+    assert lineage["train_cpu_s"] > 0
+
+
+def test_patience_needs_a_suite(data: Path, tmp_path: Path) -> None:
+    """On recordings nobody knows what success would be."""
+    with pytest.raises(SpecError, match="patience 2 without a suite"):
+        distill(data, tmp_path / "student", suite=None, config=tiny(patience=2))
+
+
+def test_a_checkpoint_that_exists_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:
+    """Not after it."""
+    (tmp_path / "student").mkdir()
+    with pytest.raises(StorageError, match="exists already"):
+        distill(data, tmp_path / "student", suite=SUITE, config=tiny())
+    assert [file.name for file in tmp_path.iterdir()] == ["student"]
+
+
 def test_fewer_updates_than_rounds_are_refused(data: Path, teacher: Path, tmp_path: Path) -> None:
     """Every round needs an update; without a teacher there is one round."""
     with pytest.raises(SpecError, match="1 updates cannot be shared out among 2 rounds"):
@@ -146,10 +183,17 @@ def test_fewer_updates_than_rounds_are_refused(data: Path, teacher: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"scenes": -1}, "scenes -1"), ({"scene_share": 1.0}, "scene_share 1.0"), ({"rounds": 0}, "rounds 0")]
+    ("settings", "message"),
+    [
+        ({"scenes": -1}, "scenes -1"),
+        ({"scene_share": 1.0}, "scene_share 1.0"),
+        ({"rounds": 0}, "rounds 0"),
+        ({"patience": 0}, "patience 0"),
+        ({"patience": 1, "judge_episodes": 0}, "judge_episodes 0"),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, float], message: str) -> None:
-    """Fewer scenes or rounds than there can be, or a batch without demonstrations."""
+    """Fewer scenes, rounds or judgements than there can be, or a batch without demonstrations."""
     with pytest.raises(SpecError, match=message):
         tiny(**settings)
 
