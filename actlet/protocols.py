@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from actlet.errors import ObservationError
 from actlet.specs import ActionSpec, ObservationSpec, PolicySpec
 
-__all__ = ["ActionChunk", "Observation", "Policy", "Robot", "StepResult", "Suite", "Task", "Teacher", "committed_rows"]
+__all__ = ["ActionChunk", "Observation", "Policy", "Robot", "SamplingTeacher", "StepResult", "Suite", "Task", "Teacher", "committed_rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,15 @@ class Teacher(Policy, Protocol):
 
     def action_distribution(self, observations: Sequence[Observation], instructions: Sequence[str]) -> NDArray[np.float32]:
         """float32 (B, A, K): for each action token the distribution over its bins, given the tokens before it."""
+        ...
+
+
+@runtime_checkable
+class SamplingTeacher(Policy, Protocol):
+    """A policy that draws what it answers (flow matching, diffusion), and can be asked for several answers to one observation."""
+
+    def sample_actions(self, observations: Sequence[Observation], instructions: Sequence[str], count: int) -> NDArray[np.float32]:
+        """float32 (B, N, H, A), physical units: N = `count` independent chunks for each observation; row 0 is for the time of the observation."""
         ...
 
 

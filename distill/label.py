@@ -39,6 +39,7 @@ from actlet.specs import require_same, require_same_rate
 from distill import SHIPPED, teacher_folder
 from distill.label_store import LabelIdentity, LabelStore, Shard
 from distill.processes import processes
+from distill.same_ranges import require_same_ranges
 from distill.teachers import open_teacher
 from episodes.lerobot_dataset import LeRobotDataset, open_dataset
 
@@ -55,6 +56,8 @@ class LabelConfig:
     """Frames at which a shard is full: what a process that is killed loses at most, but for the shard's last episode."""
     batch_size: int = 32
     """Frames per question."""
+    cut_off_share: float = 0.05
+    """Largest share of a dimension's actions that may lie outside the teacher's bins, 1 for any ranges; see `distill.same_ranges`."""
 
     def __post_init__(self) -> None:
         if min(self.top_k, self.shard_frames, self.batch_size) < 1:
@@ -100,7 +103,7 @@ def label(data: str | Path, teacher: str | Path, out: str | Path, config: LabelC
     Raises:
         DatasetError: The dataset cannot be used.
         CheckpointError: The teacher cannot be loaded, or its answers are no distributions.
-        SpecError: Teacher and dataset do not fit, or the folder was begun for other labels.
+        SpecError: Teacher and dataset do not fit, in their ranges or otherwise, or the folder was begun for other labels.
         StorageError: The disk is full, or the folder cannot be written.
     """
     config, state = config or LabelConfig(), processes()
@@ -108,6 +111,8 @@ def label(data: str | Path, teacher: str | Path, out: str | Path, config: LabelC
     require_same(asked.spec.observation, dataset.observation_spec, what="observations of teacher and dataset")
     require_same(asked.spec.action, dataset.action_spec, what="actions of teacher and dataset")
     require_same_rate(asked.spec.timing.rate_hz, dataset.rate_hz, what="teacher and dataset")
+    states, actions = dataset.read_vectors()
+    require_same_ranges(states, actions, asked, dataset, asked.tokenizer, cut_off_share=config.cut_off_share)
     [content_hash] = broadcast_object_list([dataset.content_hash if state.is_main_process else None])  # It reads the whole dataset.
     identity = LabelIdentity(
         teacher=asked.content_hash,
@@ -198,12 +203,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard-frames", type=int, default=defaults.shard_frames, help="frames at which a file is full (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="frames per question (default: %(default)s)")
+    parser.add_argument(
+        "--cut-off-share",
+        type=float,
+        default=defaults.cut_off_share,
+        help="share of a dimension's actions that may lie outside the teacher's bins, 1 for any ranges (default: %(default)s)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `label`."""
     teacher = teacher_folder(arguments.teacher)
-    config = LabelConfig(top_k=arguments.top_k, shard_frames=arguments.shard_frames, batch_size=arguments.batch_size)
+    config = LabelConfig(
+        top_k=arguments.top_k, shard_frames=arguments.shard_frames, batch_size=arguments.batch_size, cut_off_share=arguments.cut_off_share
+    )
     state = processes()
     report = label(arguments.data, teacher, arguments.out, config)
     if state.is_main_process:

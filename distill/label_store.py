@@ -138,6 +138,15 @@ class LabelStore:
         _require_same(identity, _read_index(folder), index)  # Read back: another run may have begun the folder just now.
         return cls(folder, identity, dataset)
 
+    @staticmethod
+    def dataset_of(folder: str | Path) -> str:
+        """The content hash of the dataset that a folder of labels was made for.
+
+        Raises:
+            DatasetError: The folder holds no labels.
+        """
+        return _read_index(Path(folder)).dataset
+
     @classmethod
     def open(cls, folder: str | Path, dataset: LeRobotDataset) -> LabelStore:
         """A folder that was begun.

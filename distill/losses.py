@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["gaussian_labels", "token_cross_entropy"]
+__all__ = ["gaussian_labels", "mean_over_actions", "token_cross_entropy", "token_losses"]
 
 
 def gaussian_labels(bins: Tensor, is_binary: Tensor, *, count: int, sigma: float) -> Tensor:
@@ -35,18 +35,29 @@ def gaussian_labels(bins: Tensor, is_binary: Tensor, *, count: int, sigma: float
     return torch.where(is_binary[:, None], hard, soft)
 
 
-def token_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def token_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, token_weight: Tensor | None = None) -> Tensor:
     """Mean cross-entropy between distributions.
 
     Args:
         logits: (..., A, K).
         target: (..., A, K), rows sum to 1.
         weight: (...,), weight of each action, or None for 1.
+        token_weight: (..., A), how often each token counts, or None for once.
 
     Returns:
         Scalar: the weighted mean over actions of the mean over dimensions.
     """
-    loss = -(target * torch.log_softmax(logits, dim=-1)).sum(-1).mean(-1)  # (...)
+    return mean_over_actions(token_losses(logits, target), weight, token_weight)
+
+
+def token_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each token: logits (..., A, K), target (..., A, K) -> (..., A)."""
+    return -(target * torch.log_softmax(logits, dim=-1)).sum(-1)
+
+
+def mean_over_actions(losses: Tensor, weight: Tensor | None = None, token_weight: Tensor | None = None) -> Tensor:
+    """Losses of tokens (..., A) -> scalar; the weights are those of `token_cross_entropy`."""
+    loss = (losses if token_weight is None else losses * token_weight).mean(-1)  # (...)
     if weight is None:
         return loss.mean()
     return (loss * weight).sum() / weight.sum().clamp(min=1.0)

@@ -74,10 +74,15 @@ class StudentConfig:
     """R, the rank of the factored token head."""
     dropout: float = 0.1
     """Share of the joint features that is switched off in training."""
+    mode_reach: int = 0
+    """A continuous dimension is decoded by the expectation over this many bins on each side of the likeliest one, for a teacher that has
+    several ways to go (`benchmarks.multimodal`); 0 for the expectation over all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "blocks", tuple(self.blocks))
+        if self.mode_reach < 0:
+            raise SpecError(f"student: mode_reach {self.mode_reach}, expected 0 or more bins.")
         if len(self.channels) != len(self.blocks) or min(self.channels + self.blocks) < 1:
             raise SpecError(f"student: channels {self.channels} and blocks {self.blocks}: give one positive number of each per stage.")
 
@@ -164,6 +169,7 @@ class Student(nn.Module):
         std = np.maximum(std, max(0.25 * float(std.mean()), _SMALLEST_STD))  # What never varies in training counts little.
         self.register_buffer("instruction_mean", torch.as_tensor(mean, dtype=torch.float32))
         self.register_buffer("instruction_std", torch.as_tensor(std, dtype=torch.float32))
+        self.register_buffer("numbers", torch.arange(tokenizer.bins, dtype=torch.float32), persistent=False)
         self.register_buffer("centres", torch.as_tensor(tokenizer.centres()), persistent=False)
         self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary), persistent=False)
         self.register_buffer("thresholds", flag_thresholds(spec.action), persistent=False)
@@ -225,7 +231,8 @@ class Student(nn.Module):
         """
         probabilities = torch.softmax(logits, dim=-1)
         expectation = (probabilities * self.centres).sum(-1)  # (B, H, A)
-        actions = torch.where(self.is_binary, (expectation > self.thresholds).to(torch.float32), expectation)
+        continuous = expectation if not self.config.mode_reach else self._around_the_mode(probabilities)
+        actions = torch.where(self.is_binary, (expectation > self.thresholds).to(torch.float32), continuous)
         may_end = self.may_end
         if committed is not None and self.committed_layer is not None:
             batch, told = committed.shape[:2]
@@ -237,6 +244,12 @@ class Student(nn.Module):
         entropy = -(probabilities * torch.log_softmax(logits, dim=-1)).sum(-1)  # (B, H, A), in nats
         confidence = 1.0 - entropy.mean(-1) * (1.0 / math.log(self.tokenizer.bins))
         return actions, confidence.clamp(0.0, 1.0)
+
+    def _around_the_mode(self, probabilities: Tensor) -> Tensor:
+        """(B, H, A, K) -> (B, H, A): the expectation over the bins near the likeliest one, each dimension and step by itself."""
+        likeliest = probabilities.argmax(-1, keepdim=True).to(torch.float32)
+        near = probabilities * ((self.numbers - likeliest).abs() <= float(self.config.mode_reach)).to(torch.float32)
+        return (near * self.centres).sum(-1) / near.sum(-1)
 
     def exportable(self) -> nn.Module:
         """The network with decoding, taking one positional tensor per input: what policy.onnx holds."""

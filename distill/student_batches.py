@@ -3,9 +3,7 @@
     a batch    the first rows: frames, with targets for their chunks      the others: scenes, or frames of one
     losses     tokens, waypoint                                           features
 
-The target of a token on a demonstration is teacher_weight * teacher's distribution + (1 - teacher_weight) * Gaussian
-around the demonstrated bin (the Gaussian alone where the teacher was not asked); on a state that the student reached, the
-teacher's distribution alone.
+What the tokens of a chunk are taught: `distill.targets`.
 
 Delay training (`TrainConfig.delay_steps`; Black et al. 2025, training-time action conditioning): a frame is drawn with a delay d of 0 .. D steps. The
 student is told the d commands that were really given from then on, disturbances included, and learns the rows from d on::
@@ -29,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.frames import Frames
-from distill.losses import gaussian_labels, token_cross_entropy
 from distill.scenes import Scenes
 from distill.student import Student, StudentOutput
+from distill.targets import Targets
 from distill.text_encoder import load_text_encoder
 from distill.train_config import TrainConfig
 
@@ -111,19 +109,17 @@ class StudentBatches:
         device: torch.device | str = "cpu",
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        self._config, self._frames, self._tokenizer, self._scenes = config, frames, student.tokenizer, scenes
+        self._config, self._frames, self._scenes = config, frames, scenes
         self._device, self._part = torch.device(device), part
         here = self._device
-        self._bins = torch.from_numpy(student.tokenizer.encode(frames.action)).to(here)
+        self._targets = Targets(student.spec.action, student.tokenizer, frames, config, device=here)
         self._told = student.spec.timing.committed_steps
-        self._is_binary = torch.from_numpy(student.spec.action.is_binary).to(here)
         self._vectors = torch.from_numpy(load_text_encoder().encode(frames.instructions)).to(here)
         self._state, self._episode = torch.from_numpy(frames.state).to(here), torch.from_numpy(frames.episode).to(here)
         self._state_std = self._state.std(0)
         self._expert = torch.from_numpy(frames.by_expert).to(here)
         waypoint_scale = frames.waypoints[frames.by_expert].std(axis=(0, 1)) + 1e-3
         self._waypoints = torch.from_numpy(frames.waypoints / waypoint_scale).to(here)
-        self._answers = None if frames.distribution is None else torch.from_numpy(frames.distribution).to(here)
         names = [camera.name for camera in student.spec.observation.cameras]
         self._pictures = [torch.from_numpy(small).to(here) for small in student.pool([frames.images[name] for name in names])]
         self._shifts = [round(config.shift * max(small.shape[1:3])) for small in self._pictures]
@@ -206,7 +202,7 @@ class StudentBatches:
         committed = torch.cat([committed, committed.new_zeros(len(states) - count, *committed.shape[1:])])  # Scenes have not begun to move.
         weight = weight * (torch.arange(config.horizon, device=here) >= drawn.delays.to(here)[:, None])
         output, imitated = model(images, states + noise, instructions, committed)
-        tokens = token_cross_entropy(output.logits[:count], self._targets(index), weight)
+        tokens = self._targets.loss(output.logits[:count], index, weight)
         distance = nn.functional.smooth_l1_loss(output.waypoints[:count], self._waypoints[rows], reduction="none").mean((1, 2))
         way = (distance * self._expert[rows]).sum() / self._expert[rows].sum().clamp(min=1)
         losses = {"loss": tokens + config.waypoint_weight * way, "tokens": tokens, "waypoint": way}
@@ -217,21 +213,9 @@ class StudentBatches:
 
     def _bad_targets(self, row: int) -> str:
         """Where the teacher's answers for a frame's chunk are not finite, in words; states and actions were refused when they were read."""
-        if self._answers is None:
-            return ""
         steps = range(row, min(row + self._config.horizon, int(self._frames.last[row]) + 1))
-        bad = [step for step in steps if not self._answers[step].isfinite().all()]
+        bad = [step for step in steps if not self._targets.is_finite(step)]
         return f"; the teacher's answer is not finite for {self._frames.where(bad[0])}" if bad else ""
-
-    def _targets(self, index: Tensor) -> Tensor:
-        """(B, H) frames -> (B, H, A, K)."""
-        demonstrated = gaussian_labels(self._bins[index], self._is_binary, count=self._tokenizer.bins, sigma=self._config.sigma)
-        if self._answers is None:
-            return demonstrated
-        taught = self._answers[index].float()
-        total = taught.sum(-1, keepdim=True)  # (B, H, A, 1), 0 where the teacher was not asked
-        share = torch.where(self._expert[index], self._config.teacher_weight, 1.0)[..., None, None] * (total > 0)
-        return share * taught / total.clamp(min=0.5) + (1 - share) * demonstrated
 
 
 def _moves(count: int, largest: int, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,8 @@
 """Opening a teacher of any kind: actlet's own, a model of transformers, an OpenVLA, or one that `actlet serve` answers for elsewhere.
 
-The client of a served teacher lives on the robot side, which training does not import: it is reached by name, and only for a URL.
+A policy that gives actions alone is a teacher too, where its answers are drawn and it is asked for several (`distill.sampled_teacher`).
+
+The clients of what is served live on the robot side, which training does not import: they are reached by name, and only where needed.
 """
 
 from __future__ import annotations
@@ -9,16 +11,58 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from actlet.errors import CheckpointError
+from actlet.errors import CheckpointError, SpecError
+from actlet.protocols import SamplingTeacher, Teacher
+from actlet.specs import PolicySpec, TimingSpec
+from actlet.storage import sha256
+from distill.sampled_teacher import RepeatedPolicy
 from distill.teacher_checkpoint import load_teacher
 from distill.teacher_file import TEACHER_FILE, read_teacher_file
+from episodes.lerobot_dataset import LeRobotDataset
 
-__all__ = ["is_served", "open_teacher"]
+__all__ = ["is_served", "open_teacher", "teacher_for"]
 
 
 def is_served(teacher: str | Path | None) -> bool:
     """Whether it names a teacher on another machine."""
     return str(teacher).startswith(("ws://", "wss://"))
+
+
+def teacher_for(teacher: Any, dataset: LeRobotDataset, samples: int = 0) -> Any:
+    """A teacher for a dataset.
+
+    Args:
+        teacher: What `open_teacher` takes, or an `actlet.protocols.Teacher`. With samples the URL of a policy server, the file of a
+            `runtime.rest_policy`, an `actlet.protocols.SamplingTeacher`, or any policy whose answers are drawn.
+        dataset: What a server that says nothing of itself is asked about.
+        samples: How many actions are drawn for a frame; 0 for a teacher that gives distributions.
+
+    Returns:
+        A `Teacher` as of `open_teacher`; with samples a `SamplingTeacher`.
+
+    Raises:
+        SpecError: Samples are asked of a teacher that gives distributions, or distributions of a policy that does not.
+        CheckpointError, RemoteError, MissingExtraError: As `open_teacher`.
+    """
+    if not samples:
+        opened = open_teacher(teacher) if isinstance(teacher, (str, Path)) else teacher
+        if not isinstance(opened, Teacher):
+            raise SpecError(
+                f"{type(opened).__name__} gives actions, no distributions: say how many samples to draw for a frame, such as 8."
+            )
+        return opened
+    if is_served(teacher):
+        timing = TimingSpec(rate_hz=dataset.rate_hz, horizon=1, execute_steps=1, max_delay_steps=0)
+        spec = PolicySpec(observation=dataset.observation_spec, action=dataset.action_spec, timing=timing)
+        return importlib.import_module("runtime.remote_sampler").open_remote_sampler(str(teacher), spec)
+    if isinstance(teacher, (str, Path)) and Path(teacher).is_file():
+        return RepeatedPolicy(importlib.import_module("runtime.opening").open_policy(str(teacher)), sha256(Path(teacher)))
+    if isinstance(teacher, (str, Path, Teacher)):
+        raise SpecError(
+            f"{teacher if isinstance(teacher, (str, Path)) else type(teacher).__name__} gives distributions, which say more than samples do: "
+            "leave the samples out. They are for a policy's server (ws://...) or the file of a rest_policy."
+        )
+    return teacher if isinstance(teacher, SamplingTeacher) else RepeatedPolicy(teacher, type(teacher).__qualname__)
 
 
 def open_teacher(teacher: str | Path) -> Any:

@@ -23,6 +23,7 @@ import functools
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from safetensors.torch import save
 from actlet import __version__
 from actlet.action_tokens import ActionTokenizer
 from actlet.errors import SpecError, StorageError
+from actlet.protocols import SamplingTeacher, Teacher
 from actlet.specs import PolicySpec, TimingSpec, require_same, require_same_rate
 from actlet.storage import new_folder, write_bytes
 from distill import SHIPPED, teacher_folder
@@ -46,13 +48,17 @@ from distill.label_store import LabelStore, read_labels
 from distill.labels import label_frames
 from distill.model_card import student_card
 from distill.processes import processes
+from distill.rollouts import driven_frames, open_rollouts, require_answers, stores_by_dataset
+from distill.same_ranges import require_same_ranges
+from distill.sampled_teacher import SampledTeacher
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
 from distill.size_choice import add_size_arguments, asked_architecture, forget_choice
 from distill.spent import Spent
 from distill.student import Student, StudentPolicy
 from distill.student_batches import StudentBatches, StudentInTraining
 from distill.student_sizes import size_name
-from distill.teachers import open_teacher
+from distill.target_options import add_target_arguments, target_settings
+from distill.teachers import teacher_for
 from distill.text_encoder import load_text_encoder
 from distill.train_config import TrainConfig
 from distill.train_log import require_tensorboard
@@ -71,9 +77,10 @@ def distill(
     data: str | Path,
     out: str | Path,
     *,
-    teacher: str | Path | None = None,
+    teacher: str | Path | Teacher | SamplingTeacher | None = None,
     suite: str | None = None,
-    labels: str | Path | None = None,
+    labels: str | Path | Sequence[str | Path] | None = None,
+    rollouts: Sequence[str | Path] = (),
     config: TrainConfig | None = None,
     overwrite: bool = False,
     tensorboard: str | Path | None = None,
@@ -83,11 +90,14 @@ def distill(
     Args:
         data: A LeRobotDataset folder.
         out: The checkpoint folder to make.
-        teacher: A teacher's checkpoint folder, the URL of a server that serves one, or None for behaviour cloning. Through a server there
+        teacher: A teacher's checkpoint folder, the URL of a server that serves one, the teacher itself, or None for behaviour cloning. With
+            `config.samples` a policy whose answers are drawn: its URL, its file, or itself (`distill.sampled_teacher`). Through a server there
             are its distributions, but no new scenes, since what a teacher sees inside does not travel; a line on standard error says so.
         suite: The simulated suite for on-policy rounds, or None for recorded data, where episodes are held out instead.
         labels: A folder that `distill.label` wrote for `data`: the demonstrations' labels are read from it, and the teacher is asked
             about what the student reached and about new scenes alone. Without a teacher they are all that is asked of one.
+            Several folders, where `rollouts` are labelled, too: each finds its dataset by itself.
+        rollouts: LeRobotDataset folders of runs that a student drove, as recorded on the robot: see `distill.rollouts`.
         config: How.
         overwrite: Replace a checkpoint that exists.
         tensorboard: A folder for TensorBoard's files, one of each round, or None.
@@ -96,10 +106,11 @@ def distill(
         `out`.
 
     Raises:
-        DatasetError: The dataset cannot be used, or its labels are incomplete or for another dataset.
+        DatasetError: The dataset or a rollout cannot be used, its labels are incomplete or for another dataset, or nobody can be asked about
+            a rollout.
         CheckpointError: The teacher cannot be loaded.
         RemoteError: The server does not answer; what has been labelled is kept.
-        SpecError: Teacher and dataset do not fit, the labels are another teacher's, there are fewer updates than rounds, a batch cannot be
+        SpecError: Teacher and dataset do not fit, in their ranges (`distill.same_ranges`) or otherwise, the labels are another teacher's, there are fewer updates than rounds, a batch cannot be
             shared out among the processes, or there is patience without a suite.
         TrainingError: A loss, a gradient or the weights are not finite.
         MissingLibraryError: `tensorboard` is not installed, and asked for.
@@ -122,15 +133,19 @@ def distill(
     if config.steps < rounds:
         raise SpecError(f"{config.steps} updates cannot be shared out among {rounds} rounds: give at least one to each, or fewer rounds.")
     dataset = open_dataset(data)
-    asked = open_teacher(teacher) if teacher else None
+    driven = open_rollouts(rollouts, dataset)
+    asked = teacher_for(teacher, dataset, config.samples) if teacher else None
     if suite and config.scenes and asked is not None and not isinstance(asked, SeeingTeacher):
         print(f"{teacher}: gives distributions alone; the student is trained without the {config.scenes} new scenes.", file=sys.stderr)
-    store = LabelStore.open(labels, dataset) if labels is not None else None
+    stores = stores_by_dataset(labels, [dataset, *driven])
+    store, any_store = stores.get(dataset.content_hash), next(iter(stores.values()), None)
+    require_answers(driven, stores, asked)
     arguments = {
         "data": dataset.content_hash,
         "teacher": asked.content_hash if asked is not None else None,
         "suite": suite,
-        "labels": store.identity.document() if store else None,
+        "labels": [store.identity.document() for store in stores.values()],
+        "rollouts": [rollout.content_hash for rollout in driven],
         "config": dataclasses.asdict(config),
         "actlet": __version__,
     }
@@ -142,8 +157,18 @@ def distill(
         require_same_rate(asked.spec.timing.rate_hz, dataset.rate_hz, what="teacher and dataset")
     count = max(1, round(config.labelled_share * len(train_rows)))
     labelled = sorted(np.random.default_rng(config.seed).permutation(len(train_rows))[:count].tolist())
+    states, actions = dataset.read_vectors(train_rows)
+    tokenizer, taught_by = ActionTokenizer.fit(actions, action), None
+    if config.samples and asked is not None:
+        asked = SampledTeacher(asked, tokenizer, config.samples, "mean" if config.target == "regression" else "binned")
+    if any_store is not None:
+        _require_labels_of(asked, any_store)
+        tokenizer, taught_by = any_store.identity.tokenizer, any_store.identity.teacher
+    elif asked is not None:
+        tokenizer, taught_by = asked.tokenizer, asked.content_hash  # the teacher's bins are the ones that its distributions are over
+    if taught_by is not None:
+        require_same_ranges(states, actions, asked, dataset, tokenizer, cut_off_share=config.cut_off_share)
     if store is not None:
-        _require_labels_of(asked, store)
         stored = read_labels(store.folder, dataset, [train_rows[row] for row in labelled])
     with here.main_process_first():
         work = work_folder(out, arguments)
@@ -151,12 +176,9 @@ def distill(
     episodes = dataset.read_all(train_rows, progress=here.is_main_process)
     frames = Frames.from_episodes(episodes, observation, action, names=[f"episode {row}" for row in train_rows])
     spec = student_spec(dataset, config)
-    tokenizer, taught_by = ActionTokenizer.fit(frames.action, action), None
     if store is not None:
-        tokenizer, taught_by = store.identity.tokenizer, store.identity.teacher
         frames.distribution = _answers_in_place(stored, frames, labelled)
     elif asked is not None:
-        tokenizer, taught_by = asked.tokenizer, asked.content_hash  # the teacher's bins are the ones that its distributions are over
         with here.main_process_first():
             frames.distribution = label_frames(asked, frames, work / "labels", episodes=labelled)
     torch.manual_seed(config.seed)
@@ -180,6 +202,13 @@ def distill(
     spent.note()
     module = StudentInTraining(student, scenes.features.shape[1] if scenes is not None else 0)
     module = module.to(memory_format=torch.channels_last)  # a fifth faster on a processor
+    demonstrated_mean = frames.action.mean(0)
+    if driven:
+        if frames.distribution is None:  # Labels for the rollouts alone: about the demonstrations nobody was asked.
+            frames.distribution = np.zeros((*frames.action.shape, tokenizer.bins), np.float16)
+        with here.main_process_first():
+            reached_before = driven_frames(driven, stores, asked, work / "rollouts")
+        frames = Frames.concatenate([frames, *reached_before])
     judge = None
     for number in range(rounds):
         if number > 0:
@@ -234,6 +263,8 @@ def distill(
             "dataset_episodes": len(train_rows),
             "teacher": taught_by,
             "labels_top_k": store.identity.top_k if store is not None else None,
+            "samples": asked.count if isinstance(asked, SampledTeacher) else 0,
+            "rollouts": [rollout.content_hash for rollout in driven],
             "suite": suite,
             "scenes": len(scenes.state) if scenes is not None else 0,
             "size": size_name(config.architecture),
@@ -250,7 +281,7 @@ def distill(
             "created": time.strftime("%Y-%m-%d"),
         }
         if held_rows:
-            lineage["held_out"] = held_out_error(StudentPolicy(module.student), dataset.read_all(held_rows), frames.action.mean(0))
+            lineage["held_out"] = held_out_error(StudentPolicy(module.student), dataset.read_all(held_rows), demonstrated_mean)
         _save(module.student, frames, out, lineage, work, overwrite=overwrite)
         shutil.rmtree(work, ignore_errors=True)
     here.wait_for_everyone()
@@ -336,6 +367,8 @@ examples:
   actlet distill --data data/table --patience 2 --out checkpoints/student         ends when it gets no better in simulation
   torchrun --nproc_per_node 2 -m distill.train --data data/table --labels labels/table --out checkpoints/student    two processes or GPUs
   actlet distill --data data/recordings --teacher none --suite none --out checkpoints/real
+  actlet distill --data data/recordings --rollouts data/monday data/tuesday --suite none --out checkpoints/better    runs of a student, on the robot
+  actlet distill --data data/recordings --teacher ws://10.0.0.2:8000 --samples 8 --suite none --out checkpoints/pi   a flow's samples
 """
 
 
@@ -353,7 +386,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite", default="tabletop", help="simulated suite for on-policy rounds, or 'none' for recordings (default: tabletop)"
     )
-    parser.add_argument("--labels", help="a folder that 'actlet label' wrote for this dataset, in place of asking the teacher about it")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        help="folders that 'actlet label' wrote for this dataset or a rollout, in place of asking the teacher about it",
+    )
+    parser.add_argument(
+        "--rollouts",
+        nargs="+",
+        default=(),
+        help="LeRobotDataset folders in which a student drove the robot: states for the teacher to label",
+    )
     add_size_arguments(parser)
     parser.add_argument("--steps", type=int, default=defaults.steps, help="updates, all rounds together (default: %(default)s)")
     parser.add_argument(
@@ -390,6 +433,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="episodes of a judgement, of tuning seeds (default: %(default)s)",
     )
     parser.add_argument("--tensorboard", metavar="FOLDER", help="write TensorBoard's files there too (needs: pip install tensorboard)")
+    add_target_arguments(parser)
     parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that exists")
 
@@ -409,6 +453,7 @@ def run(arguments: argparse.Namespace) -> int:
         patience=arguments.patience,
         judge_episodes=arguments.judge_episodes,
         seed=arguments.seed,
+        **target_settings(arguments),
     )
     architecture = asked_architecture(arguments, lambda: student_spec(open_dataset(arguments.data), config))
     config = dataclasses.replace(config, architecture=architecture)
@@ -419,6 +464,7 @@ def run(arguments: argparse.Namespace) -> int:
         teacher=teacher,
         suite=suite,
         labels=arguments.labels,
+        rollouts=arguments.rollouts,
         config=config,
         overwrite=arguments.overwrite,
         tensorboard=arguments.tensorboard,

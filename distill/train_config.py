@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Literal, get_args
 
 from actlet.errors import SpecError
 from distill.student import StudentConfig
 
-__all__ = ["TrainConfig"]
+__all__ = ["Target", "TrainConfig"]
+
+Target = Literal["soft", "hard", "regression"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,14 @@ class TrainConfig:
     """Largest delay, in control steps, from an observation to the first command that answers it, which the student is trained for: it is told
     what is on its way meanwhile, and answers for what will then have happened (`distill.student_batches`). 0: it is told nothing. A control
     loop that does not wait for its policy has a delay of 1 even if the policy answers at once."""
+    target: Target = "soft"
+    """What a teacher's answer becomes: its distribution, a label around its most probable bin, or its expected action; see `distill.targets`."""
     sigma: float = 12.0
-    """Width of the labels around a demonstrated bin, in bins."""
+    """Width of the labels around a demonstrated bin, and with hard targets around the teacher's, in bins; 0 for that bin alone."""
+    teacher_sigma: float = 0.0
+    """Width by which a teacher's distribution is smoothed over neighbouring bins, in bins; 0 for none."""
+    flag_weight: float = 1.0
+    """How often a binary token counts in the two steps before and the two after a change of its flag."""
     teacher_weight: float = 0.5
     """Share of the teacher's distribution in the targets on demonstrations that it labels."""
     labelled_share: float = 1.0
@@ -46,6 +56,11 @@ class TrainConfig:
     state_noise: float = 0.1
     """Noise on the state in training, in standard deviations: the exact pose where an episode starts tells its scene, and a network
     that knows the scenes by heart does not look."""
+    samples: int = 0
+    """Actions that are drawn for a frame from a teacher that gives samples (`distill.sampled_teacher`); 0 for one that gives distributions."""
+    cut_off_share: float = 0.05
+    """Largest share of a dimension's demonstrated actions that may lie outside the teacher's bins, 1 for any ranges; see
+    `distill.same_ranges`."""
     undecided_share: float = 0.5
     """Share of a batch drawn where only the instruction says what comes next: see `distill.frames.Frames.draw`."""
     on_policy_episodes: int = 90
@@ -74,6 +89,14 @@ class TrainConfig:
     """The network: one of `distill.student_sizes.SIZES`, of which the default is "micro", or your own."""
 
     def __post_init__(self) -> None:
+        if self.target not in get_args(Target):
+            raise SpecError(f"target {self.target!r}: expected one of {list(get_args(Target))}.")
+        if not (0 <= self.sigma < math.inf and 0 <= self.teacher_sigma < math.inf and 0 < self.flag_weight < math.inf):
+            raise SpecError(
+                f"sigma {self.sigma}, teacher_sigma {self.teacher_sigma}, flag_weight {self.flag_weight}: expected 0 or more, and a positive weight."
+            )
+        if self.samples < 0 or not 0 <= self.cut_off_share <= 1:
+            raise SpecError(f"samples {self.samples}, cut_off_share {self.cut_off_share}: expected 0 or more, and 0 .. 1.")
         if not 0 <= self.teacher_weight <= 1:
             raise SpecError(f"teacher_weight {self.teacher_weight}: expected 0 .. 1.")
         if not 0 <= self.delay_steps < self.horizon:

@@ -161,6 +161,21 @@ class LeRobotDataset:
         """All episodes, or some, in memory: about T x height x width x 3 bytes for each camera and episode. Arguments as `iterate`."""
         return list(self.iterate(indices, progress=progress, workers=workers))
 
+    def read_vectors(self, indices: Sequence[int] | None = None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """States (N, S) and actions (N, A) of all episodes, or some, one after the other; no frame is decoded.
+
+        Raises:
+            DatasetError: Vectors of another width than the metadata says, or values that are not finite.
+        """
+        states, actions = [], []
+        for index in range(len(self)) if indices is None else indices:
+            row, columns = self._layout.episodes[index], self._columns
+            names = (*([columns.state_column] if columns.state_column else []), columns.action_column)
+            table, where = self._files[row.file].read(row.first_row, row.length, names), f"{row.file}, episode {row.index}"
+            states.append(self._states(row, table, where))
+            actions.append(self._actions(table, where))
+        return np.concatenate(states), np.concatenate(actions)
+
     @functools.cached_property
     def content_hash(self) -> str:
         """Hex SHA-256 over the names and contents of all files under meta/, data/ and videos/, in the order of their names.
@@ -185,7 +200,7 @@ class LeRobotDataset:
         return self._files[row.file].read(row.first_row, row.length, names)
 
     def _decode(self, index: int, table: pa.Table) -> Episode:
-        row, info, columns = self._layout.episodes[index], self.episodes[index], self._columns
+        row, info = self._layout.episodes[index], self.episodes[index]
         where = f"{row.file}, episode {row.index}"
         numbers, order = table.column("episode_index").to_numpy(), table.column("frame_index").to_numpy()
         if (numbers != row.index).any() or (order != np.arange(row.length)).any():
@@ -193,12 +208,7 @@ class LeRobotDataset:
                 f"{where}: rows {row.first_row} .. {row.first_row + row.length - 1} belong to episodes {sorted(set(numbers.tolist()))[:5]} "
                 f"and begin with step {order[0]}, expected all {row.length} steps of this one. {COPY_AGAIN}"
             )
-        state = np.zeros((row.length, 0), np.float32)
-        if columns.state_column:
-            state = finite_vectors(
-                table.column(columns.state_column), self.observation_spec.state_names, f"{where}, column {columns.state_column!r}"
-            )
-        action = finite_vectors(table.column(columns.action_column), self.action_spec.names, f"{where}, column {columns.action_column!r}")
+        state, action = self._states(row, table, where), self._actions(table, where)
         executed = None
         if self._keeps_executed:
             executed = finite_vectors(table.column(EXECUTED), self.action_spec.names, f"{where}, column {EXECUTED!r}")
@@ -214,6 +224,16 @@ class LeRobotDataset:
             task=info.task,
             executed=executed,
         )
+
+    def _states(self, row: EpisodeRow, table: pa.Table, where: str) -> NDArray[np.float32]:
+        column = self._columns.state_column
+        if not column:
+            return np.zeros((row.length, 0), np.float32)
+        return finite_vectors(table.column(column), self.observation_spec.state_names, f"{where}, column {column!r}")
+
+    def _actions(self, table: pa.Table, where: str) -> NDArray[np.float32]:
+        column = self._columns.action_column
+        return finite_vectors(table.column(column), self.action_spec.names, f"{where}, column {column!r}")
 
     def _frames(self, row: EpisodeRow, camera: CameraSpec, table: pa.Table, where: str) -> NDArray[np.uint8]:
         """uint8 (T, height, width, 3) of one camera."""

@@ -181,7 +181,10 @@ def _teacher_in(metadata: dict[str, Any], url: str) -> dict[str, Any]:
     own = metadata.get(METADATA_KEY)
     teacher = own.get("teacher") if isinstance(own, dict) else None
     if not isinstance(teacher, dict):
-        raise SpecError(f"{url} is not a teacher: it gives actions, no distributions. Serve a teacher's folder there: actlet serve TEACHER")
+        raise SpecError(
+            f"{url} is not a teacher: it gives actions, no distributions. Serve a teacher's folder there: actlet serve TEACHER; or, where its "
+            "answers are drawn, as a flow's are, ask for several: actlet distill --samples 8"
+        )
     if set(teacher) != {"tokenizer", "content_hash"} or not all(
         map(isinstance, (teacher["tokenizer"], teacher["content_hash"]), (dict, str))
     ):

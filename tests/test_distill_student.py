@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from actlet.action_tokens import ActionTokenizer
-from actlet.errors import CheckpointError, ObservationError
+from actlet.errors import CheckpointError, ObservationError, SpecError
 from actlet.protocols import Observation, Policy
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
 from actlet.storage import read_json, write_json
@@ -87,6 +87,25 @@ def test_decoding_inverts_confident_tokens(student: Student) -> None:
     decoded, confidence = student.decode(logits)
     assert torch.allclose(decoded[0], torch.from_numpy(TOKENIZER.decode(bins.numpy())), atol=1e-5)
     assert torch.allclose(confidence, torch.ones(1, 5), atol=1e-4)
+
+
+def test_of_two_ways_the_likelier_one_is_decoded(student: Student) -> None:
+    """By expectation the answer lies between them; with a reach it is the middle of the likelier hump, and flags are decoded as ever."""
+    grid = torch.arange(32.0)
+    humps = 0.55 * torch.exp(-0.5 * (grid - 8.4) ** 2 / 2) + 0.45 * torch.exp(-0.5 * (grid - 24) ** 2 / 2)
+    logits = torch.log(humps + 1e-30).expand(1, 5, 3, 32)
+    between, flags = student.decode(logits)[0][0, 0, 0], student.decode(logits)[0][..., 2]
+    student.config = dataclasses.replace(TINY, mode_reach=6)
+    decoded = student.decode(logits)[0]
+    assert between == pytest.approx(-0.5 + (0.55 * 8.4 + 0.45 * 24) / 31, abs=2e-3)
+    assert decoded[0, 0, 0] == pytest.approx(-0.5 + 8.4 / 31, abs=2e-3)
+    assert torch.equal(decoded[..., 2], flags)
+
+
+def test_a_reach_below_nothing_is_refused() -> None:
+    """With the value."""
+    with pytest.raises(SpecError, match="mode_reach -1"):
+        dataclasses.replace(TINY, mode_reach=-1)
 
 
 def test_only_a_chunks_first_step_ends_an_episode() -> None:

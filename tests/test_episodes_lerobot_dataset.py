@@ -60,6 +60,15 @@ def test_reading_all_is_reading_each(dataset: LeRobotDataset, capsys: pytest.Cap
     assert len(dataset.read_all(progress=False)) == 7
 
 
+def test_vectors_are_read_without_frames(dataset: LeRobotDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States and actions of the episodes asked for, in their order."""
+    monkeypatch.setattr(lerobot_steps, "decode_frame", lambda data: pytest.fail("decoded a frame"))
+    states, actions = dataset.read_vectors([5, 0])
+    np.testing.assert_array_equal(states, np.concatenate([an_episode(5).state, an_episode(0).state]), strict=True)
+    np.testing.assert_array_equal(actions, np.concatenate([an_episode(5).action, an_episode(0).action]), strict=True)
+    assert len(dataset.read_vectors()[1]) == sum(episode.length for episode in dataset.episodes)
+
+
 def test_iteration_can_be_left(dataset: LeRobotDataset) -> None:
     """Without waiting for the rest."""
     iterator = dataset.iterate(workers=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -64,6 +65,25 @@ def test_a_certain_student_has_a_confidence_too(tiny_checkpoint: Path) -> None:
         expected = student.exportable()(*samples.tensors(row))[1].detach().numpy()
         feeds = dict(zip(network.inputs, (tensor.numpy() for tensor in samples.tensors(row)), strict=True))
         np.testing.assert_allclose(network.run(feeds)["confidence"], expected, atol=1e-4)
+
+
+def test_decoding_around_the_likeliest_bin_is_exported(tiny_checkpoint: Path) -> None:
+    """The network in ONNX Runtime answers as torch does, and not as decoding by expectation does."""
+    student = load_student(tiny_checkpoint)
+    with torch.no_grad():
+        student.queries.weight.mul_(30)  # Peaks that differ from the mean.
+    samples, by_expectation = load_samples(tiny_checkpoint, student), []
+    for row in range(len(samples)):
+        by_expectation.append(student.exportable()(*samples.tensors(row))[0].detach().numpy())
+    student.config = dataclasses.replace(student.config, mode_reach=16)
+    network = OrtModel(student_to_onnx(student).SerializeToString())
+    differs = 0
+    for row in range(len(samples)):
+        expected = student.exportable()(*samples.tensors(row))[0].detach().numpy()
+        feeds = dict(zip(network.inputs, (tensor.numpy() for tensor in samples.tensors(row)), strict=True))
+        np.testing.assert_allclose(network.run(feeds)["actions"], expected, atol=1e-5)
+        differs += not np.allclose(expected, by_expectation[row], atol=1e-3)
+    assert differs >= 6
 
 
 def test_the_manifest_says_where_it_comes_from(tiny_checkpoint: Path, tiny_float_bundle: Path) -> None:
