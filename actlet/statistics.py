@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["latency_summary", "mcnemar_p", "wilson_interval"]
+__all__ = ["latency_summary", "mcnemar_p", "paired_difference", "wilson_interval"]
 
 
 def wilson_interval(successes: int, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
@@ -37,6 +37,31 @@ def mcnemar_p(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     only_theirs = sum(b and not a for a, b in zip(ours, theirs, strict=True))
     n, k = only_ours + only_theirs, min(only_ours, only_theirs)
     return min(1.0, 2.0 * sum(math.comb(n, i) for i in range(k + 1)) / 2.0**n)
+
+
+def paired_difference(ours: Sequence[bool], theirs: Sequence[bool], *, z: float = 1.959964) -> tuple[float, float, float]:
+    """Difference of two success rates on the same episodes, with the adjusted Wald interval of Bonett and Price (2012); z = 1.96 for 95 %.
+
+    With n episodes, of which a are ours alone and b theirs alone, p = (a + 1) / (n + 2) and q = (b + 1) / (n + 2)::
+
+        p - q  -+  z sqrt((p + q - (p - q)^2) / (n + 2))
+
+    Returns:
+        (difference, low, high), each in [-1, 1]; (0, -1, 1) when there are no episodes.
+
+    Raises:
+        ValueError: Not the same number of episodes.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} and {len(theirs)} episodes: the same episodes, in the same order, are needed.")
+    if not ours:
+        return (0.0, -1.0, 1.0)
+    only_ours = sum(a and not b for a, b in zip(ours, theirs, strict=True))
+    only_theirs = sum(b and not a for a, b in zip(ours, theirs, strict=True))
+    n = len(ours)
+    p, q = (only_ours + 1) / (n + 2), (only_theirs + 1) / (n + 2)
+    half = z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return ((only_ours - only_theirs) / n, max(-1.0, p - q - half), min(1.0, p - q + half))
 
 
 def latency_summary(seconds: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:

@@ -18,7 +18,17 @@ from matplotlib.figure import Figure
 
 from benchmarks.units import as_bytes, as_duration
 
-__all__ = ["axes_plot", "latency_plot", "size_plot", "stand_alone", "success_plot", "task_plot", "timeline_plot"]
+__all__ = [
+    "axes_plot",
+    "delays_plot",
+    "latency_plot",
+    "methods_plot",
+    "size_plot",
+    "stand_alone",
+    "success_plot",
+    "task_plot",
+    "timeline_plot",
+]
 
 _INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
 _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
@@ -114,6 +124,55 @@ def axes_plot(policies: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "axes")
 
 
+def methods_plot(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Success with its 95 % interval against the method of distillation: one panel a suite, one line a precision."""
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    precisions = list(dict.fromkeys(row["precision"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    with _style("methods"):
+        figure, panels = _panels(suites, 4.6, 1.1 + 0.42 * len(methods))
+        for axes, suite in zip(panels, suites, strict=True):
+            for number, precision in enumerate(precisions):
+                here = {row["method"]: row for row in rows if (row["suite"], row["precision"]) == (suite, precision)}
+                for method, row in here.items():
+                    y = methods.index(method) + 0.2 * (number - (len(precisions) - 1) / 2)
+                    low, high = row["success_ci95"]
+                    axes.plot([100 * low, 100 * high], [y, y], color=_colour(number + 1), linewidth=4, alpha=0.3, solid_capstyle="round")
+                    label = precision if method == list(here)[-1] else None
+                    axes.plot(100 * row["success"], y, "o", color=_colour(number + 1), markersize=6, label=label)
+            _rows(axes, methods)
+            axes.set_title(suite, fontsize=10)
+            axes.set_xlim(-3, 103)
+            axes.set_xlabel("episodes that succeed, %")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=len(precisions), fontsize=9)
+        return _svg(figure, "methods")
+
+
+def delays_plot(rows: Sequence[Mapping[str, Any]], precision: str = "float") -> str:
+    """Success against how late answers are: one panel a suite, one line a method; the teacher's is dashed."""
+    rows = [row for row in rows if row["precision"] == precision]
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    students = [method for method in dict.fromkeys(row["method"] for row in rows) if method != "teacher"]
+    with _style("delays"):
+        figure, panels = _panels(suites, 4.6, 3.8)
+        for axes, suite in zip(panels, suites, strict=True):
+            for row in (row for row in rows if row["suite"] == suite):
+                ticks = [int(tick) for tick in row["success_at_delay_ticks"]]
+                rates = [100 * rate for rate in row["success_at_delay_ticks"].values()]
+                is_teacher = row["method"] == "teacher"
+                look = {"color": _MUTED, "linestyle": "--"} if is_teacher else {"color": _colour(students.index(row["method"]))}
+                axes.plot(ticks, rates, marker="o", markersize=5, linewidth=2, label=row["method"], **look)
+            axes.set_xticks(ticks)
+            axes.set_ylim(-3, 103)
+            axes.set_title(suite, fontsize=10)
+            axes.set_xlabel("control ticks that an answer is late")
+            axes.set_ylabel("episodes that succeed, %")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside upper center", ncols=4, fontsize=9)
+        return _svg(figure, "delays")
+
+
 def stand_alone(svg: str) -> str:
     """A drawing as a file of its own: with the namespace and the colours (those of a light page) that it else takes from its page."""
     for name, colour in _LIGHT.items():
@@ -197,6 +256,16 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.patch.set_alpha(0)
     return figure, axes
+
+
+def _panels(names: Sequence[str], width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side, which share their vertical axis."""
+    figure = Figure(figsize=(max(7.2, width * len(names)), height), layout="constrained")
+    figure.patch.set_alpha(0)
+    panels = list(figure.subplots(1, len(names), sharey=True, squeeze=False)[0])
+    for axes in panels:
+        axes.patch.set_alpha(0)
+    return figure, panels
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """Keep README.md true: figures and the file tree are written by a program: `python -m benchmarks.readme [RESULTS]`.
 
 The figures are those of ``benchmarks/results/demo.json``, a copy of the ``results.json`` of a whole run; given another file,
-that file becomes the copy. The teachers' figures are those of ``benchmarks/results/teachers.json``. A file's comment in the tree is the beginning of its own docstring.
+that file becomes the copy. The teachers' figures are those of ``benchmarks/results/teachers.json``, the ablation of distillation's those of
+``benchmarks/results/distillation.json``, if it is there. A file's comment in the tree is the beginning of its own docstring.
 """
 
 from __future__ import annotations
@@ -16,19 +17,33 @@ from typing import Any
 
 from actlet.errors import ActletError, CallerError
 from actlet.storage import read_json, write_bytes, write_json
+from benchmarks.distillation import distillation_text
 from benchmarks.results import read_results
 from benchmarks.tables import markdown_table, results_table
 from benchmarks.teachers import teachers_table
 from benchmarks.units import as_duration, as_percent
 
-__all__ = ["FIGURES", "PACKAGES", "TEACHERS", "TREE", "main", "put_between_markers", "table_text", "teachers_text", "tree_text"]
+__all__ = [
+    "DISTILLATION",
+    "FIGURES",
+    "PACKAGES",
+    "TEACHERS",
+    "TREE",
+    "main",
+    "put_between_markers",
+    "table_text",
+    "teachers_text",
+    "tree_text",
+]
 
 FIGURES = ("<!-- figures: written by `make readme` -->", "<!-- end of figures -->")
 TEACHERS = ("<!-- teachers: written by `make readme` -->", "<!-- end of teachers -->")
+DISTILLATION = ("<!-- distillation: written by `make readme` -->", "<!-- end of distillation -->")
 TREE = ("<!-- tree: written by `make readme` -->", "<!-- end of tree -->")
 PACKAGES = ("actlet", "episodes", "distill", "export", "quantize", "runtime", "benchmarks")  # In the order of the chain.
 COMMENT_WIDTH = 130
 KEPT_TEACHERS = Path(__file__).with_name("results") / "teachers.json"
+KEPT_DISTILLATION = Path(__file__).with_name("results") / "distillation.json"
 KEPT = Path(__file__).with_name("results") / "demo.json"
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -134,6 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_json(KEPT, results)
         if KEPT_TEACHERS.is_file():
             page = put_between_markers(page, TEACHERS, teachers_text(read_json(KEPT_TEACHERS)))
+        if KEPT_DISTILLATION.is_file():
+            ablation = read_json(KEPT_DISTILLATION)
+            if ablation.get("quick"):
+                raise CallerError(f"{KEPT_DISTILLATION}: a quick run says nothing about quality; keep the results of a whole run.")
+            page = put_between_markers(page, DISTILLATION, distillation_text(ablation))
         write_bytes(README, page.encode())
     except ActletError as error:
         print(error, file=sys.stderr)

@@ -93,7 +93,8 @@ def distill(
         teacher: A teacher's checkpoint folder, the URL of a server that serves one, the teacher itself, or None for behaviour cloning. With
             `config.samples` a policy whose answers are drawn: its URL, its file, or itself (`distill.sampled_teacher`). Through a server there
             are its distributions, but no new scenes, since what a teacher sees inside does not travel; a line on standard error says so.
-        suite: The simulated suite for on-policy rounds, or None for recorded data, where episodes are held out instead.
+        suite: The simulated suite for on-policy rounds and new scenes, which may be another one of the same robot than the dataset was recorded
+            in, or None for recorded data, where episodes are held out instead.
         labels: A folder that `distill.label` wrote for `data`: the demonstrations' labels are read from it, and the teacher is asked
             about what the student reached and about new scenes alone. Without a teacher they are all that is asked of one.
             Several folders, where `rollouts` are labelled, too: each finds its dataset by itself.
@@ -195,9 +196,10 @@ def distill(
     scenes = None
     if isinstance(asked, SeeingTeacher) and suite and config.scenes:
         seeds = range(_SCENE_SEED_START, _SCENE_SEED_START + config.scenes)
+        recorded_in = dataset.provenance.get("suite_name", suite)  # A seed may lay another scene in `suite`, with other sentences.
         with here.main_process_first():
             scenes = look_at_scenes(asked, suite, seeds, work / "scenes")
-            scenes = _with_glances(scenes, asked, suite, config, episodes, work / "glances")
+            scenes = _with_glances(scenes, asked, recorded_in, config, episodes, work / "glances")
     del episodes  # The pictures are in `frames`.
     spent.note()
     module = StudentInTraining(student, scenes.features.shape[1] if scenes is not None else 0)

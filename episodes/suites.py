@@ -1,6 +1,6 @@
 """Suites of simulated tasks by name.
 
-Two families come with actlet: `tabletop`, with variations (`episodes.tabletop_variations`), and `metaworld`. A suite of your own needs no registration: wherever a suite's name is asked for, in Python and on the
+Two families come with actlet: `tabletop`, with variations (`episodes.tabletop_variations`), and `metaworld`, all of it or its MT10. A suite of your own needs no registration: wherever a suite's name is asked for, in Python and on the
 command line, ``"package.module:factory"`` is a name too, where ``factory()`` returns an `actlet.protocols.Suite`. A name (and not an
 object) travels to the processes that roll out a policy. `TaskSuite` turns a tuple of names and a function into a suite::
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from actlet.errors import UnknownNameError
 from actlet.protocols import Suite, Task
 
-__all__ = ["SUITES", "TaskSuite", "make_suite", "metaworld_suite", "tabletop_suite"]
+__all__ = ["SUITES", "TaskSuite", "make_suite", "metaworld_mt10_suite", "metaworld_suite", "tabletop_suite"]
 
 # name -> "module:factory". Add to it in your own program to give a suite a short name.
 SUITES: dict[str, str] = {
@@ -31,6 +31,7 @@ SUITES: dict[str, str] = {
     "tabletop-environments": "episodes.suites:tabletop_environments_suite",
     "tabletop-instructions": "episodes.suites:tabletop_instructions_suite",
     "metaworld": "episodes.suites:metaworld_suite",
+    "metaworld-mt10": "episodes.suites:metaworld_mt10_suite",
 }
 
 
@@ -103,6 +104,13 @@ def metaworld_suite() -> TaskSuite:
     from episodes import metaworld_suite
 
     return TaskSuite(name="metaworld", tasks=tuple(metaworld_suite.TASKS), factory=metaworld_suite.make)
+
+
+def metaworld_mt10_suite() -> TaskSuite:
+    """The ten of them that Meta-World calls MT10."""
+    from episodes import metaworld_suite
+
+    return TaskSuite(name="metaworld-mt10", tasks=metaworld_suite.MT10, factory=metaworld_suite.make)
 
 
 def make_suite(name: str) -> Suite:

@@ -11,11 +11,15 @@ import torch
 
 from actlet.action_tokens import ActionTokenizer
 from actlet.specs import PolicySpec, TimingSpec
-from distill import scenes
+from distill import scenes, train
 from distill.rt2_teacher import Rt2Teacher
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
+from distill.student import StudentConfig
+from distill.teacher_checkpoint import save_teacher
 from distill.teacher_config import PROMPT, TeacherConfig
+from episodes.collect import collect
 from episodes.demonstration import PerturbationConfig, demonstrate
+from episodes.suites import TaskSuite
 
 SUITE = "point_reach:make_suite"
 SEEDS = range(40, 45)
@@ -108,3 +112,32 @@ def test_scenes_are_joined_with_their_pairs(teacher: Rt2Teacher, tmp_path: Path)
     np.testing.assert_array_equal(both.images["above"], at_once.images["above"])
     np.testing.assert_allclose(both.features, at_once.features, atol=1e-5)
     assert both.instructions == at_once.instructions
+
+
+class OtherWords(point_reach.PointReach):
+    """The same points in other words."""
+
+    def instructions(self, seed: int) -> tuple[str, ...]:
+        return tuple(f"go to the {colour} dot" for colour in point_reach.COLOURS)
+
+
+def make_other_words() -> TaskSuite:
+    """The suite "test_distill_scenes:make_other_words"."""
+    return TaskSuite(name="other words", tasks=("red", "blue"), factory=OtherWords)
+
+
+def test_demonstrations_are_seen_under_the_sentences_of_their_own_suite(
+    teacher: Rt2Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where new scenes are another suite's: a seed may lay another scene there."""
+    collect(SUITE, tmp_path / "data", 4, workers=1)
+    save_teacher(teacher, tmp_path / "teacher", lineage={})
+    seen: dict[str, Scenes] = {}
+    monkeypatch.setattr(train, "look_at_episodes", lambda *given, **rest: seen.setdefault("glances", look_at_episodes(*given, **rest)))
+    monkeypatch.setattr(train, "look_at_scenes", lambda *given: seen.setdefault("scenes", look_at_scenes(*given)))
+    tiny = StudentConfig(image_px=16, channels=(8, 8), blocks=(1, 1), condition_dim=8, squeeze_channels=8, features=16, token_rank=4)
+    config = train.TrainConfig(steps=1, batch_size=8, rounds=1, horizon=4, scenes=2, glances=3, architecture=tiny)
+    suite = "test_distill_scenes:make_other_words"
+    train.distill(tmp_path / "data", tmp_path / "student", teacher=tmp_path / "teacher", suite=suite, config=config)
+    assert set(seen["glances"].instructions) == set(TEXTS)
+    assert set(seen["scenes"].instructions) == {"go to the red dot", "go to the blue dot"}
