@@ -6,7 +6,6 @@ the instruction, ReLU: operators that integer hardware has. RT-1 (Brohan et al. 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["FilmBlock", "FilmTrunk"]
@@ -22,12 +21,13 @@ class FilmBlock(nn.Module):
         self.film = nn.Linear(condition_dim, 2 * channels_out)
         nn.init.zeros_(self.film.bias)
         nn.init.normal_(self.film.weight, std=0.05)
+        self.activation = nn.ReLU()
         self.residual = stride == 1 and channels_in == channels_out
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x (B, C, h, w), condition (B, D) -> (B, C', h / stride, w / stride)."""
         scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)  # (B, C', 1, 1) each
-        y = torch.relu(self.normalisation(self.convolution(x)) * (1 + scale) + shift)
+        y = self.activation(self.normalisation(self.convolution(x)) * (1 + scale) + shift)
         return x + y if self.residual else y
 
 

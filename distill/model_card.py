@@ -29,6 +29,12 @@ def student_card(student: Student, lineage: dict[str, Any]) -> str:
             else ""
         ),
     ]
+    training = lineage.get("training", {})
+    if training.get("quantize_aware"):
+        lines.append(
+            f"- quantization-aware: the updates after the first {training['quantize_aware_from']:.0%} were made with the rounding of "
+            f"{training['quantize_aware']}; the weights here are float"
+        )
     if "updates" in lineage:
         lines += _cost(lineage)
     held_out = lineage.get("held_out")

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.fake_quantize import FakeQuantizer
 from distill.frames import Frames
 from distill.scenes import Scenes
 from distill.student import Student, StudentOutput
@@ -37,18 +38,19 @@ __all__ = ["StudentBatches", "StudentInTraining"]
 
 
 class StudentInTraining(nn.Module):
-    """The student, and the layer through which its features are compared with the teacher's."""
+    """The student, the layer through which its features are compared with the teacher's, and the rounding that it is trained with."""
 
-    def __init__(self, student: Student, teacher_features: int) -> None:
+    def __init__(self, student: Student, teacher_features: int, fake_quantizer: FakeQuantizer | None = None) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.fake_quantizer = student, fake_quantizer
         self.imitate = nn.Linear(student.config.features, teacher_features) if teacher_features else None
 
     def forward(
         self, images: list[Tensor], state: Tensor, instruction: Tensor, committed: Tensor | None = None
     ) -> tuple[StudentOutput, Tensor | None]:
         """(B, ...) inputs -> the student's output, and its idea of the teacher's features (B, F'); float32, whatever it computed in."""
-        output: StudentOutput = self.student(images, state, instruction, committed)
+        inputs = (images, state, instruction, committed)
+        output: StudentOutput = self.fake_quantizer(self.student, *inputs) if self.fake_quantizer is not None else self.student(*inputs)
         imitated = self.imitate(output.features).float() if self.imitate is not None else None
         return StudentOutput(output.logits.float(), output.waypoints.float(), output.features.float()), imitated
 

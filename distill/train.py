@@ -40,6 +40,7 @@ from actlet.specs import PolicySpec, TimingSpec, require_same, require_same_rate
 from actlet.storage import new_folder, write_bytes
 from distill import SHIPPED, teacher_folder
 from distill.driving import on_policy_episodes, on_policy_seeds, successes, write_checkpoint
+from distill.fake_quantize import FakeQuantizer
 from distill.fit import FitConfig, fit, work_folder
 from distill.frames import Frames
 from distill.held_out import held_out_error
@@ -202,7 +203,10 @@ def distill(
             scenes = _with_glances(scenes, asked, recorded_in, config, episodes, work / "glances")
     del episodes  # The pictures are in `frames`.
     spent.note()
-    module = StudentInTraining(student, scenes.features.shape[1] if scenes is not None else 0)
+    rounding = None
+    if config.quantize_aware is not None:
+        rounding = FakeQuantizer(student, config.quantize_aware, begin=int(config.quantize_aware_from * (config.steps // rounds) * rounds))
+    module = StudentInTraining(student, scenes.features.shape[1] if scenes is not None else 0, rounding)
     module = module.to(memory_format=torch.channels_last)  # a fifth faster on a processor
     demonstrated_mean = frames.action.mean(0)
     if driven:
@@ -363,6 +367,7 @@ examples:
   actlet distill --data data/table --out checkpoints/student                      with the teacher that comes along
   actlet distill --data data/table --teacher ws://10.0.0.2:8000 --out checkpoints/student       with `actlet serve` on a larger machine
   actlet distill --data data/table --teacher none --out checkpoints/cloned        behaviour cloning
+  actlet distill --data data/table --quantize-aware int4 --out checkpoints/student     with int4's rounding, to be quantized to it
   actlet distill --data data/table --labels labels/table --out checkpoints/student     with answers that actlet label wrote
   actlet distill --data data/table --size nano --out checkpoints/nano
   actlet distill --data data/table --budget-ms 5 --precision int8 --out checkpoints/student    the largest that decides in 5 ms here
@@ -436,6 +441,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tensorboard", metavar="FOLDER", help="write TensorBoard's files there too (needs: pip install tensorboard)")
     add_target_arguments(parser)
+    parser.add_argument(
+        "--quantize-aware", choices=("int8", "int4"), help="train with this precision's rounding, so that quantizing takes less away"
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that exists")
 
@@ -454,6 +462,7 @@ def run(arguments: argparse.Namespace) -> int:
         scenes=arguments.scenes,
         patience=arguments.patience,
         judge_episodes=arguments.judge_episodes,
+        quantize_aware=arguments.quantize_aware,
         seed=arguments.seed,
         **target_settings(arguments),
     )

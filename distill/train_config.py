@@ -74,6 +74,11 @@ class TrainConfig:
     """Share of a batch that is made of scenes and glances."""
     feature_weight: float = 2.0
     """Weight of seeing in them what the teacher sees."""
+    quantize_aware: Literal["int8", "int4"] | None = None
+    """Train with the rounding of this precision, so that `actlet quantize` takes less away: see `distill.fake_quantize`. The checkpoint is
+    a float one all the same."""
+    quantize_aware_from: float = 0.5
+    """Share of the updates, all rounds together, that are made in float first."""
     held_out_fraction: float = 0.15
     """Share of episodes held out where no suite is given."""
     patience: int | None = None
@@ -107,6 +112,10 @@ class TrainConfig:
             raise SpecError(f"undecided_share {self.undecided_share}: expected 0 .. 1.")
         if not (self.rounds >= 1 and self.on_policy_episodes >= 1):
             raise SpecError(f"rounds {self.rounds}, on_policy_episodes {self.on_policy_episodes}: expected 1 or more of each.")
+        if self.quantize_aware not in (None, "int8", "int4"):
+            raise SpecError(f"quantize_aware {self.quantize_aware!r}: expected 'int8', 'int4' or None.")
+        if not 0 <= self.quantize_aware_from < 1:
+            raise SpecError(f"quantize_aware_from {self.quantize_aware_from}: expected 0 <= share < 1.")
         if self.muon_scale < 0:
             raise SpecError(f"muon_scale {self.muon_scale}: expected 0 or more.")
         if self.scenes < 0 or self.glances < 0:

@@ -22,11 +22,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from actlet.rounding import MAX_CAMERA_POOL
 from quantize.graph import Graph
 
 __all__ = ["CameraInput", "find_camera_inputs"]
-
-MAX_POOL = 3  # The filters grow with k^2: from 4 on, pooling first is cheaper.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _match(graph: Graph, conv: onnx.NodeProto) -> CameraInput | None:
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         pool = settings["kernel_shape"][0]
         square = list(settings["kernel_shape"]) == list(settings.get("strides", [1, 1])) == [pool, pool]
-        if not square or pool > MAX_POOL or any(settings.get("pads", [])) or settings.get("ceil_mode", 0):
+        if not square or pool > MAX_CAMERA_POOL or any(settings.get("pads", [])) or settings.get("ceil_mode", 0):
             return None
         node = graph.producer(node.input[0])
     transpose = graph.producer(node.input[0]) if node is not None and node.op_type == "Cast" else None

@@ -4,8 +4,7 @@ Equation, for every block of 32 neighbouring weights, with a float16 scale s::
 
     q = clip(round(w / s), -8 .. 7)          w' = s q          |w - w'| <= |s| / 2  where nothing is clipped
 
-s is the one of 32 candidates, among them the sign that puts the largest weight on -8, with the least sum of squared
-errors (a search as in AWQ's clipping, Lin et al. 2024, but on the weights alone).
+s is searched for in `actlet.rounding`, which training reads too.
 
 In the file a weight is an int4 constant, Cast, Mul by the scales, Reshape (opset 21: the first with int4). ONNX Runtime
 computes that once at load and runs its float kernels, convolutions included: the speed is float's, the arithmetic too. The
@@ -20,18 +19,14 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from actlet.errors import QuantizationError, UnknownNameError
+from actlet.rounding import INT4_BLOCK, INT4_MIN_WEIGHTS, MIN_CHANNELS, int4_blocks
 from quantize.graph import Graph
 
-__all__ = ["BLOCK", "Int4Config", "int4_nodes", "quantize_blocks", "quantize_int4", "will_be_int4"]
+__all__ = ["Int4Config", "int4_nodes", "quantize_int4", "will_be_int4"]
 
-BLOCK = 32
 OPSET = 21
-_LEAST, _MOST = -8, 7
-# Fractions of the largest |weight| that -8 or 7 may stand for; below 0.6 clipping always lost on normal and heavy-tailed weights.
-_FRACTIONS = np.linspace(0.6, 1.0, 16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,40 +35,9 @@ class Int4Config:
 
     exclude: tuple[str, ...] = ()
     """Names of nodes that stay float."""
-    min_weights: int = 1024
-    """Nodes with fewer weights stay float: they are under a tenth of a percent of the file."""
-
-
-def quantize_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Blocks of 32 neighbours in memory; the last one is filled up with zeros.
-
-    Args:
-        weight: float32, any shape.
-
-    Returns:
-        Values -8 .. 7, int8 (M, 32), and scales, float16 (M, 1); a scale may be negative.
-    """
-    flat = weight.reshape(-1)
-    blocks = np.pad(flat, (0, -len(flat) % BLOCK)).reshape(-1, BLOCK)
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
-    best = np.full(largest.shape, np.inf)
-    scale = np.ones(largest.shape, np.float16)
-    for divisor in (*(_LEAST / _FRACTIONS), *(_MOST / _FRACTIONS)):
-        # Rounded to float16 before it is judged: what is stored is what is compared.
-        candidate = _usable(largest / divisor)
-        error = ((blocks - _round(blocks, candidate) * candidate.astype(np.float32)) ** 2).sum(-1, keepdims=True)
-        scale, best = np.where(error < best, candidate, scale), np.minimum(error, best)
-    return _round(blocks, scale).astype(np.int8), scale
-
-
-def _usable(scale: NDArray[np.float32]) -> NDArray[np.float16]:
-    """float16, kept away from 0 (a block of zeros, or weights below float16's reach)."""
-    half = scale.astype(np.float16)
-    return np.where(half == 0, np.float16(6e-8), half)
-
-
-def _round(blocks: NDArray[np.float32], scale: NDArray[np.float16]) -> NDArray[np.float32]:
-    return np.clip(np.rint(blocks / scale.astype(np.float32)), _LEAST, _MOST)
+    min_weights: int = INT4_MIN_WEIGHTS
+    """Nodes with fewer weights stay float: they are under a tenth of a percent of the file. So do products of fewer than 8 inputs or
+    outputs, such as the two coordinates that keypoints are averaged over: see `quantize.int8`."""
 
 
 def will_be_int4(model: onnx.ModelProto, config: Int4Config | None = None) -> list[str]:
@@ -90,7 +54,12 @@ def will_be_int4(model: onnx.ModelProto, config: Int4Config | None = None) -> li
             raise UnknownNameError("node with weights", name, list(nodes))
     shapes = {name: graph.constant(node.input[1]).shape for name, node in nodes.items()}
     chosen = [
-        name for name, shape in shapes.items() if name not in config.exclude and np.prod(shape) >= config.min_weights and len(shape) != 3
+        name
+        for name, shape in shapes.items()
+        if name not in config.exclude
+        and np.prod(shape) >= config.min_weights
+        and len(shape) != 3
+        and (len(shape) > 3 or min(shape) >= MIN_CHANNELS)
     ]
     if not chosen:
         raise QuantizationError(
@@ -139,13 +108,13 @@ def _store(graph: Graph, node: onnx.NodeProto) -> None:
     """Put a weight into the file as int4, and the operators that unpack it into the graph."""
     name = node.input[1]
     weight = graph.constant(name)
-    values, scale = quantize_blocks(weight)
+    values, scale = int4_blocks(weight)
     graph.store(f"{name}.int4", values.astype(ml_dtypes.int4))
     graph.store(f"{name}.scale", scale)
     graph.add("Cast", [f"{name}.int4"], f"{name}.integers", to=onnx.TensorProto.FLOAT)
     graph.add("Cast", [f"{name}.scale"], f"{name}.scale_float", to=onnx.TensorProto.FLOAT)
     unpacked = graph.add("Mul", [f"{name}.integers", f"{name}.scale_float"], f"{name}.blocks")
-    if weight.size % BLOCK:
+    if weight.size % INT4_BLOCK:
         row = graph.add("Reshape", [unpacked, graph.store("int4.row", np.array([-1]))], f"{name}.row")
         ends = [graph.store(f"int4.from_{value}", np.array([value])) for value in (0, weight.size)]
         unpacked = graph.add("Slice", [row, *ends], f"{name}.cut")

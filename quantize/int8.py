@@ -32,13 +32,14 @@ import onnx
 from numpy.typing import NDArray
 
 from actlet.errors import QuantizationError, UnknownNameError
+from actlet.rounding import INT8_LEVELS, INT8_MIN_WEIGHTS, MIN_CHANNELS, int8_channels, uint8_grid
 from quantize.calibration import RangeRule, observe, value_range
 from quantize.camera_input import CameraInput, find_camera_inputs
 from quantize.film import MAX_BIAS, film_names, fold_film, stack_film
 from quantize.frames import Frames
 from quantize.graph import WEIGHT_OPS, Graph, channel_axis
 
-__all__ = ["Int8Config", "int8_nodes", "quantize_int8", "quantize_weight", "will_be_int8"]
+__all__ = ["Int8Config", "int8_nodes", "quantize_int8", "will_be_int8"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,13 @@ class Int8Config:
     percentile 0.108 %."""
     exclude: tuple[str, ...] = ()
     """Names of nodes that stay float."""
-    min_weights: int = 512
+    min_weights: int = INT8_MIN_WEIGHTS
     """Nodes with fewer weights stay float, such as the layer of the state: converting their inputs costs more than they do."""
-    min_channels: int = 8
+    min_channels: int = MIN_CHANNELS
     """Convolutions of fewer input channels stay float, unless they read a camera's bytes: there are too few products to gain time, and
-    rounding a picture costs more accuracy than all other values together (2 dB)."""
-    weight_levels: int = 63
+    rounding a picture costs more accuracy than all other values together (2 dB). So do products of fewer inputs or outputs, such as the
+    two coordinates that keypoints are averaged over."""
+    weight_levels: int = INT8_LEVELS
     """Largest |q| of a weight. x86 processors without VNNI add two products of a byte and a weight in 16 bits, which saturate silently
     above 64: with 127 the same QDQ file lost 20 dB there. 127 is finer where VNNI, ARM's dot product or TensorRT is certain."""
 
@@ -83,14 +85,6 @@ def will_be_int8(model: onnx.ModelProto, config: Int8Config | None = None) -> li
     stack_film(graph)
     graph = Graph(graph.finish())
     return _choose(graph, config, _cameras(graph, config))
-
-
-def quantize_weight(weight: NDArray[np.float32], axis: int, levels: int = 127) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 with one scale per slice along `axis`: int8 values of the same shape, float32 scales (C,)."""
-    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    scale = (np.maximum(np.abs(weight).max(axis=others), 1e-12) / levels).astype(np.float32)
-    values = np.rint(weight / np.expand_dims(scale, others))
-    return np.clip(values, -levels, levels).astype(np.int8), scale
 
 
 def quantize_int8(model: onnx.ModelProto, frames: Frames, config: Int8Config | None = None) -> onnx.ModelProto:
@@ -145,7 +139,8 @@ def _choose(graph: Graph, config: Int8Config, cameras: Mapping[str, CameraInput]
     for name, node in nodes.items():
         # A stack of matrices has no single channel axis; in a student it is the table of bins, where an error is an action's.
         plain = len(shapes[name]) == (4 if node.op_type == "Conv" else 2)
-        wide = node.op_type != "Conv" or shapes[name][1] >= config.min_channels or name in cameras
+        channels = shapes[name][1] if node.op_type == "Conv" else min(shapes[name])
+        wide = channels >= config.min_channels or name in cameras
         if name not in config.exclude and plain and wide and np.prod(shapes[name]) >= config.min_weights:
             chosen.append(name)
     if not chosen:
@@ -209,12 +204,11 @@ class _Builder:
             return scale, self.graph.store(f"{value}.zero", np.array(camera.zero, np.uint8)), camera.gain
         low, high = value_range(self.histograms[value], self.config.rule)
         if self.config.dialect == "portable":
-            step = max(-low, high, 1e-8) / 127
+            step = float(np.float32(max(-low, high, 1e-8) / 127))
             zero: NDArray[np.generic] = np.array(0, np.int8)
         else:
-            step = max(high - low, 1e-8) / 255
-            zero = np.array(np.clip(round(-low / step), 0, 255), np.uint8)
-        step = float(np.float32(step))
+            step, integer = uint8_grid(low, high)
+            zero = np.array(integer, np.uint8)
         return self.graph.store(f"{value}.scale", np.array(step, np.float32)), self.graph.store(f"{value}.zero", zero), step
 
     def _integer(self, value: str) -> str:
@@ -248,7 +242,7 @@ class _Builder:
         weight, axis = self.graph.constant(node.input[1]), channel_axis(node)
         if node.name in self.cameras:
             weight = self.cameras[node.name].weight(weight)
-        values, scale = quantize_weight(weight, axis, self.config.weight_levels)
+        values, scale = int8_channels(weight, axis, self.config.weight_levels)
         names = [f"{node.input[1]}.{part}" for part in ("int8", "scale", "zero")]
         self.graph.store(names[0], values)
         self.graph.store(names[1], scale)

@@ -190,12 +190,27 @@ def test_fewer_updates_than_rounds_are_refused(data: Path, teacher: Path, tmp_pa
         ({"rounds": 0}, "rounds 0"),
         ({"patience": 0}, "patience 0"),
         ({"patience": 1, "judge_episodes": 0}, "judge_episodes 0"),
+        ({"quantize_aware": "int2"}, "quantize_aware 'int2'"),
+        ({"quantize_aware_from": 1.0}, "quantize_aware_from 1.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, float], message: str) -> None:
     """Fewer scenes, rounds or judgements than there can be, or a batch without demonstrations."""
     with pytest.raises(SpecError, match=message):
         tiny(**settings)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_quantization_aware_student_is_a_float_checkpoint(data: Path, tmp_path: Path, precision: str) -> None:
+    """The rounding changes what is learned and nothing else: same tensors as without it, and lineage and card say how it was trained."""
+    aware = distill(data, tmp_path / "aware", suite=SUITE, config=tiny(quantize_aware=precision))
+    plain = distill(data, tmp_path / "plain", suite=SUITE, config=tiny())
+    ours, theirs = load_student(aware).state_dict(), load_student(plain).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert not torch.equal(ours["mix.2.weight"], theirs["mix.2.weight"])
+    assert read_json(aware / "config.json")["lineage"]["training"]["quantize_aware"] == precision
+    assert f"the first 50% were made with the rounding of {precision}" in (aware / "README.md").read_text()
+    assert "quantization-aware" not in (plain / "README.md").read_text()
 
 
 def test_a_share_of_nothing_is_refused() -> None:

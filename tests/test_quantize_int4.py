@@ -1,4 +1,4 @@
-"""int4: bounded rounding per block, packed in the file, unpacked once at load; file shares of the default student."""
+"""int4: packed in the file, unpacked once at load; file shares of the default student."""
 
 from __future__ import annotations
 
@@ -8,60 +8,22 @@ import numpy as np
 import onnx
 import pytest
 from conftest import TINY_SPEC, blob_frames
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from actlet.action_tokens import ActionTokenizer
 from actlet.errors import QuantizationError, UnknownNameError
+from actlet.rounding import int4_blocks
 from actlet.specs import CameraSpec, ObservationSpec, PolicySpec
 from distill.student import Student
 from distill.text_encoder import EMBEDDING_DIM
 from export.to_onnx import student_to_onnx
 from quantize.audit import audit, executed_operators
 from quantize.frames import Frames
-from quantize.int4 import BLOCK, Int4Config, int4_nodes, quantize_blocks, quantize_int4, will_be_int4
+from quantize.int4 import Int4Config, int4_nodes, quantize_int4, will_be_int4
 from quantize.int8 import quantize_int8
 from quantize.output_error import compare_outputs
 from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel
-
-
-def _weights(seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return (rng.standard_t(3 + seed % 9, (16, BLOCK)) * 10.0 ** rng.uniform(-4, 1)).astype(np.float32)
-
-
-@given(st.integers(0, 2**31))
-def test_no_weight_moves_by_more_than_half_a_step(seed: int) -> None:
-    """|w - s q| <= |s| / 2 wherever q is not at an end of -8 .. 7."""
-    weight = _weights(seed)
-    values, scale = quantize_blocks(weight)
-    step = scale.astype(np.float32)
-    inside = (values > -8) & (values < 7)
-    assert (values >= -8).all()
-    assert (values <= 7).all()
-    assert inside.any()
-    assert (np.abs(weight - values * step) <= np.abs(step) * (0.5 + 1e-3))[inside].all()
-
-
-@given(st.integers(0, 2**31))
-def test_the_search_is_no_worse_than_plain_rounding(seed: int) -> None:
-    """Squared error of every block against s = max|w| / 7, the usual rule, rounded to float16 like ours."""
-    weight = _weights(seed)
-    values, scale = quantize_blocks(weight)
-    plain = np.maximum((np.abs(weight).max(1, keepdims=True) / 7).astype(np.float16).astype(np.float32), 6e-8)
-    usual = ((np.clip(np.rint(weight / plain), -8, 7) * plain - weight) ** 2).sum(1)
-    ours = ((values * scale.astype(np.float32) - weight) ** 2).sum(1)
-    assert (ours <= usual * (1 + 1e-5)).all()
-
-
-def test_zeros_and_leftovers() -> None:
-    """A block of zeros stays zero; what does not fill a block is filled up."""
-    values, scale = quantize_blocks(np.zeros((3, 11), np.float32))
-    assert values.shape == (2, BLOCK)
-    assert not values.any()
-    assert np.isfinite(scale).all()
 
 
 def _linear(rows: int, columns: int) -> onnx.ModelProto:
@@ -78,7 +40,7 @@ def _linear(rows: int, columns: int) -> onnx.ModelProto:
 def test_the_network_uses_exactly_the_rounded_weights(shape: tuple[int, int]) -> None:
     """Feeding unit vectors reads the weights back, also where the last block is not full."""
     model = _linear(*shape)
-    values, scale = quantize_blocks(numpy_helper.to_array(model.graph.initializer[0]))
+    values, scale = int4_blocks(numpy_helper.to_array(model.graph.initializer[0]))
     expected = (values * scale.astype(np.float32)).reshape(-1)[: shape[0] * shape[1]].reshape(shape)
     network = OrtModel(quantize_int4(model).SerializeToString())
     got = np.concatenate([network.run({"x": row[None]})["y"] for row in np.eye(shape[0], dtype=np.float32)])

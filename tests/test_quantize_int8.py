@@ -1,4 +1,4 @@
-"""int8: bounded rounding, the asked nodes and no others, close to float, and really executed on integers."""
+"""int8: the asked nodes and no others, close to float, and really executed on integers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quantize.camera_input import CameraInput, find_camera_inputs
 from quantize.film import stack_film
 from quantize.frames import Frames
 from quantize.graph import Graph
-from quantize.int8 import Int8Config, int8_nodes, quantize_int8, quantize_weight, will_be_int8
+from quantize.int8 import Int8Config, int8_nodes, quantize_int8, will_be_int8
 from quantize.output_error import OutputError, compare_outputs
 from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel
@@ -50,17 +50,6 @@ def _run(model: onnx.ModelProto, frames: Frames, row: int = 0) -> np.ndarray:
 def _error(parent: onnx.ModelProto, child: onnx.ModelProto, frames: Frames, manifest: Manifest) -> OutputError:
     networks = [OrtModel(network.SerializeToString()) for network in (parent, child)]
     return compare_outputs(networks[0], networks[1], frames, manifest.spec, manifest.tokenizer)
-
-
-@given(st.integers(0, 2**31), st.sampled_from([0, 1, -1]), st.sampled_from([63, 127]))
-def test_no_weight_moves_by_more_than_half_a_step(seed: int, axis: int, levels: int) -> None:
-    """|w - s q| <= s / 2, |q| <= levels, one scale per channel."""
-    weight = (np.random.default_rng(seed).standard_t(3, (6, 10)) * 10.0 ** (seed % 7 - 4)).astype(np.float32)
-    values, scale = quantize_weight(weight, axis, levels)
-    step = scale[:, None] if axis == 0 else scale[None]
-    assert values.dtype == np.int8
-    assert np.abs(values.astype(int)).max() <= levels
-    assert (np.abs(weight - values * step) <= step * (0.5 + 1e-4)).all()
 
 
 @pytest.mark.parametrize(("dialect", "least_db"), [("cpu", 22.0), ("portable", 17.0)])
@@ -266,7 +255,8 @@ def test_other_networks_than_the_students(dialect: Literal["cpu", "portable"]) -
         def feeds(self, row: int) -> dict[str, np.ndarray]:
             return {"x": seen[row]}
 
-    frames = Recorded({}, np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
+    nothing = np.zeros((0, 0), np.float32)
+    frames = Recorded({}, nothing, nothing, np.zeros((0, 0, 1), np.float32))
     quantized = quantize_int8(model, frames, Int8Config(dialect=dialect, min_weights=1))
     assert {node.name: node.executed for node in audit(quantized, int8=int8_nodes(quantized))} == dict.fromkeys(
         ("conv", "product", "last"), "int8"
