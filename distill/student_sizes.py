@@ -85,8 +85,9 @@ def student_size(name: str) -> StudentSize:
 
 
 def size_name(architecture: StudentConfig) -> str | None:
-    """Which preset a network is, or None where it is none of them."""
-    return next((size.name for size in SIZES.values() if size.architecture == architecture), None)
+    """Which preset a network is, however it is decoded, or None where it is none of them."""
+    plain = dataclasses.replace(architecture, mode_reach=0)
+    return next((size.name for size in SIZES.values() if size.architecture == plain), None)
 
 
 def untrained_student(spec: PolicySpec, architecture: StudentConfig) -> Student:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any, get_args
 
 from distill.train_config import Target, TrainConfig
 
 __all__ = ["add_target_arguments", "target_settings"]
 
-_NAMES = ("target", "sigma", "teacher_weight", "teacher_sigma", "flag_weight", "samples", "cut_off_share")
+_NAMES = ("sigma", "teacher_weight", "teacher_sigma", "flag_weight", "samples", "cut_off_share")
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     defaults = TrainConfig()
     parser.add_argument(
-        "--target",
+        "--teacher-target",
+        dest="target_of_teacher",
         choices=get_args(Target),
         default=defaults.target,
         help="learn the teacher's distribution, its most probable bin, or its expected action (default: %(default)s)",
@@ -58,6 +58,5 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def target_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fields of `TrainConfig`."""
-    settings = {name: getattr(arguments, name) for name in _NAMES}
-    return {**settings, "architecture": dataclasses.replace(TrainConfig().architecture, mode_reach=arguments.mode_reach)}
+    """Fields of `TrainConfig`; `--mode-reach` is one of its architecture's."""
+    return {"target": arguments.target_of_teacher, **{name: getattr(arguments, name) for name in _NAMES}}

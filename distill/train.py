@@ -467,7 +467,7 @@ def run(arguments: argparse.Namespace) -> int:
         **target_settings(arguments),
     )
     architecture = asked_architecture(arguments, lambda: student_spec(open_dataset(arguments.data), config))
-    config = dataclasses.replace(config, architecture=architecture)
+    config = dataclasses.replace(config, architecture=dataclasses.replace(architecture, mode_reach=arguments.mode_reach))
     suite = None if arguments.suite == "none" else arguments.suite
     out = distill(
         arguments.data,

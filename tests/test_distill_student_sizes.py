@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -155,3 +156,9 @@ def test_an_untrained_students_bins_span_the_limits() -> None:
     assert isinstance(tokenizer, ActionTokenizer)
     assert tokenizer.low.tolist() == pytest.approx(TABLE.action.low)
     assert tokenizer.high.tolist() == pytest.approx(TABLE.action.high)
+
+
+def test_a_size_is_what_it_is_however_it_is_decoded() -> None:
+    """Decoding around the likeliest bin changes no weight."""
+    assert size_name(dataclasses.replace(SIZES["micro"].architecture, mode_reach=24)) == "micro"
+    assert size_name(dataclasses.replace(SIZES["micro"].architecture, features=100)) is None

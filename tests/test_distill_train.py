@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from actlet.action_tokens import ActionTokenizer
+from actlet.command_line import main
 from actlet.errors import SpecError, StorageError
 from actlet.protocols import Observation
 from actlet.specs import PolicySpec, TimingSpec
@@ -335,3 +337,16 @@ def test_a_student_for_a_delay_is_told_what_is_on_its_way_down_to_int8(data: Pat
     np.testing.assert_allclose(small[:, 1:3], ours[:, 1:3], atol=0.03)
     untold = StudentPolicy(student).predict([observation], ["reach the red target"])[0].actions
     assert not np.allclose(untold, ours, atol=1e-6)
+
+
+def test_the_verb_passes_on_what_it_is_told(data: Path, tmp_path: Path) -> None:
+    """Every kind of option reaches the training that the checkpoint tells of."""
+    options = {"--teacher": "none", "--suite": SUITE, "--steps": "2", "--batch-size": "4", "--horizon": "4", "--size": "nano"}
+    options |= {"--delay-steps": "3", "--teacher-target": "hard", "--sigma": "6", "--mode-reach": "16", "--quantize-aware": "int4"}
+    words = ["distill", "--data", str(data), "--out", str(tmp_path / "student"), *itertools.chain(*options.items())]
+    assert main(words) == 0
+    lineage = read_json(tmp_path / "student" / "config.json")["lineage"]
+    told = {"steps": 2, "batch_size": 4, "horizon": 4, "delay_steps": 3, "target": "hard", "sigma": 6.0, "quantize_aware": "int4"}
+    assert {name: lineage["training"][name] for name in told} == told
+    assert (lineage["size"], lineage["training"]["architecture"]["mode_reach"]) == ("nano", 16)
+    assert load_student(tmp_path / "student").spec.timing.committed_steps == 3
