@@ -96,7 +96,8 @@ class RestPolicy:
     """
 
     def __init__(self, config: RestPolicyConfig) -> None:
-        self.config, self.spec = config, config.spec
+        timing = dataclasses.replace(config.spec.timing, committed_steps=0)  # No question of this wire has room for what is on its way.
+        self.config, self.spec = config, dataclasses.replace(config.spec, timing=timing)
         self.clipped = 0
         """Action values outside the specification's limits so far; each was set to the limit."""
 

@@ -119,3 +119,16 @@ def test_what_is_not_the_observation_is_refused(changes: dict[str, Any], message
     whole = {key: value for key, value in {**whole, **changes}.items() if value is not None}
     with pytest.raises(ObservationError, match=message):
         LIBERO_KEYS.observation(whole, LIBERO)
+
+
+def test_what_is_on_its_way_travels_too() -> None:
+    """The next commands as they are; without any there is no such key, and what is none is refused."""
+    images = {camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in LIBERO.cameras}
+    committed = np.float32([[0.1, 0.2], [0.3, 0.4]])
+    seen = Observation(images, np.zeros(8, np.float32), committed)
+    message = unpack(pack(LIBERO_KEYS.message(seen, "go")))
+    np.testing.assert_array_equal(LIBERO_KEYS.observation(message, LIBERO)[0].committed, committed)
+    assert "committed" not in LIBERO_KEYS.message(Observation(images, seen.state), "go")
+    for bad in (np.float32([1, 2]), np.float32([[np.nan, 0]]), np.array([[1, 2]]), "now"):
+        with pytest.raises(ObservationError, match="committed"):
+            LIBERO_KEYS.observation({**message, "committed": bad}, LIBERO)

@@ -24,10 +24,13 @@ from actlet.protocols import Observation
 from actlet.specs import ObservationSpec
 from runtime.wires.arrays import KINDS, numeric_dtype
 
-__all__ = ["DISTRIBUTION_KEY", "ObservationKeys", "pack", "unpack"]
+__all__ = ["COMMITTED_KEY", "DISTRIBUTION_KEY", "ObservationKeys", "pack", "unpack"]
 
 DISTRIBUTION_KEY = "action_distribution"
 """In a question, True: answer with the distribution over the bins instead of actions. In the answer: floats (A, K). actlet's own."""
+
+COMMITTED_KEY = "committed"
+"""In a question: floats (d, A), what is on its way (`Observation.committed`), for a policy that is told. actlet's own."""
 
 _LARGEST_RANK = 8
 
@@ -133,10 +136,12 @@ class ObservationKeys:
     def message(self, observation: Observation, instruction: str) -> dict[str, Any]:
         """An observation as a message."""
         pieces = np.split(observation.state, np.cumsum(list(self.state.values()))[:-1])
+        told = observation.committed is not None and len(observation.committed) > 0
         return {
             **{key: observation.images[camera] for camera, key in self.images.items()},
             **dict(zip(self.state, pieces, strict=True)),
             self.prompt: instruction,
+            **({COMMITTED_KEY: observation.committed} if told else {}),
         }
 
     def observation(self, message: Mapping[str, Any], spec: ObservationSpec) -> tuple[Observation, str]:
@@ -155,7 +160,16 @@ class ObservationKeys:
         images = {camera: _array(message, key) for camera, key in self.images.items()}
         state = np.concatenate([_vector(message, key, count) for key, count in self.state.items()])
         spec.check(images, state)
-        return Observation(images, state), instruction
+        return Observation(images, state, _committed(message)), instruction
+
+
+def _committed(message: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    if COMMITTED_KEY not in message:
+        return None
+    value = _array(message, COMMITTED_KEY)
+    if value.ndim != 2 or value.dtype.kind != "f" or not np.isfinite(value).all():
+        raise ObservationError(f"{COMMITTED_KEY!r} is {value.dtype} of shape {value.shape}: expected finite floats (d, A).")
+    return value.astype(np.float32)
 
 
 def _array(message: Mapping[str, Any], key: str) -> NDArray[Any]:
