@@ -171,6 +171,13 @@ class TimingSpec(PlainJson):
     committed_steps: int = 0
     """D, most actions on their way that the policy is told of (`Observation.committed`); 0 when it is told of none."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `committed_steps` only where there are some, so that who knows nothing of them can read the rest."""
+        data = super().to_dict()
+        if not self.committed_steps:
+            del data["committed_steps"]
+        return data
+
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
             raise SpecError(f"timing: rate_hz {self.rate_hz}, expected a positive number.")

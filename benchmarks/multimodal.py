@@ -193,6 +193,7 @@ def run(folder: Path, *, steps: int, samples: int, episodes: int, seed: int) -> 
         steps=steps,
         horizon=1,
         execute_steps=1,
+        delay_steps=0,
         teacher_weight=1.0,
         samples=samples,
         undecided_share=0.0,

@@ -84,8 +84,8 @@ class SampledTeacher:
         self.source, self.spec, self.tokenizer, self.form = source, source.spec, tokenizer, form
         self.count = count
         """Samples for a frame; 1 once the teacher has been found to give the same answer twice."""
-        self.content_hash = str(getattr(source, "content_hash", "") or f"{type(source).__module__}.{type(source).__qualname__}")
-        """The source's, or where it has none the name of its class."""
+        self.content_hash = str(getattr(source, "content_hash", ""))
+        """The source's, empty where it has none."""
         self._compared = False
 
     def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:

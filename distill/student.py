@@ -227,7 +227,7 @@ class Student(nn.Module):
     def decode(self, logits: Tensor, committed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """logits (B, H, A, K), committed (B, D, 1 + A) -> actions (B, H, A) in physical units, confidence (B, H) in [0, 1].
 
-        An episode is ended on what is seen, not on what was foreseen: only the first row that may be used says terminate.
+        An episode is ended on what is seen, not on what was foreseen: no row after the first that may be used says terminate.
         """
         probabilities = torch.softmax(logits, dim=-1)
         expectation = (probabilities * self.centres).sum(-1)  # (B, H, A)

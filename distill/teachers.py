@@ -62,7 +62,13 @@ def teacher_for(teacher: Any, dataset: LeRobotDataset, samples: int = 0) -> Any:
             f"{teacher if isinstance(teacher, (str, Path)) else type(teacher).__name__} gives distributions, which say more than samples do: "
             "leave the samples out. They are for a policy's server (ws://...) or the file of a rest_policy."
         )
-    return teacher if isinstance(teacher, SamplingTeacher) else RepeatedPolicy(teacher, type(teacher).__qualname__)
+    fingerprint = str(getattr(teacher, "content_hash", ""))
+    if not fingerprint:
+        raise SpecError(
+            f"{type(teacher).__name__} has no content_hash: without one a run that was cut off cannot tell whose answers it has kept. Give it an "
+            "attribute content_hash (str), such as the hash of its weights."
+        )
+    return teacher if isinstance(teacher, SamplingTeacher) else RepeatedPolicy(teacher, fingerprint)
 
 
 def open_teacher(teacher: str | Path) -> Any:

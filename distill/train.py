@@ -170,6 +170,8 @@ def distill(
         tokenizer, taught_by = asked.tokenizer, asked.content_hash  # the teacher's bins are the ones that its distributions are over
     if taught_by is not None:
         require_same_ranges(states, actions, asked, dataset, tokenizer, cut_off_share=config.cut_off_share)
+        for rollout in driven:
+            require_same_ranges(*rollout.read_vectors(), asked, rollout, tokenizer, cut_off_share=config.cut_off_share)
     if store is not None:
         stored = read_labels(store.folder, dataset, [train_rows[row] for row in labelled])
     with here.main_process_first():

@@ -104,8 +104,15 @@ class TrainConfig:
             raise SpecError(f"samples {self.samples}, cut_off_share {self.cut_off_share}: expected 0 or more, and 0 .. 1.")
         if not 0 <= self.teacher_weight <= 1:
             raise SpecError(f"teacher_weight {self.teacher_weight}: expected 0 .. 1.")
+        if self.quantize_aware is not None and self.patience is not None:
+            raise SpecError(
+                "quantize_aware and patience: a round that ends early may end before its rounding begins, and the best weights may be from before "
+                "it. Leave one of them out."
+            )
         if not 0 <= self.delay_steps < self.horizon:
-            raise SpecError(f"delay_steps {self.delay_steps}: expected 0 .. horizon - 1 ({self.horizon - 1}).")
+            raise SpecError(
+                f"delay_steps {self.delay_steps}: expected 0 .. horizon - 1 ({self.horizon - 1}); a shorter chunk allows less delay."
+            )
         if not 0 < self.labelled_share <= 1:
             raise SpecError(f"labelled_share {self.labelled_share}: expected 0 < share <= 1; without a teacher, pass none.")
         if not 0 <= self.undecided_share <= 1:

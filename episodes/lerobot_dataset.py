@@ -101,7 +101,7 @@ class LeRobotDataset:
         self.observation_spec, self.action_spec = columns.observation, columns.action
         self.provenance: dict[str, Any] = dict((layout.actlet or {}).get("provenance", {}))
         self._layout, self._files, self._columns = layout, files, columns
-        self._keeps_executed = columns.action_column == ACTION and EXECUTED in layout.features
+        self._keeps_executed = layout.actlet is not None and columns.action_column == ACTION and EXECUTED in layout.features
         self.episodes = tuple(
             EpisodeInfo(index=index, instruction=row.instruction, length=row.length, success=success, seed=row.seed, task=row.task)
             for index, (row, success) in enumerate(zip(layout.episodes, _successes(layout, files), strict=True))

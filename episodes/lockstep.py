@@ -7,7 +7,8 @@ The policy works with a receding horizon: of every chunk `execute_steps` actions
     execute  every lane executes up to execute_steps actions of its own chunk
 
 With a delay of d steps (`PlannedEpisode.delay_steps`) a chunk comes too late for its first d rows: what is commanded at step t is row d of the
-chunk of step t - d, and the policy is told what is on its way (`Observation.committed`). In the first d steps zeros are commanded.
+chunk of step t - d, and the policy is told what is on its way (`Observation.committed`). In the first d steps zeros are
+commanded, which is to stand still where actions are displacements.
 
 An episode depends on its seed and on the policy alone, so neither the number of lanes nor the company in a batch changes it, up to the
 rounding of the policy's own batched arithmetic. Every planned episode has exactly one outcome: an exception in one is its outcome.

@@ -121,6 +121,7 @@ def _choose(
 
 
 def _on_its_way(episode: Episode, step: int, delay: int, spec: PolicySpec) -> NDArray[np.float32]:
-    """float32 (D, 1 + A): the commands of the next `delay` steps, as far as the episode goes."""
-    seen = Observation({}, episode.state[step], episode.commanded[step : step + delay])
+    """float32 (D, 1 + A): the commands of the next `delay` steps; past the end the last one repeats, as in training."""
+    following = np.minimum(np.arange(step, step + delay), len(episode) - 1)
+    seen = Observation({}, episode.state[step], episode.commanded[following])
     return committed_rows(seen, spec)

@@ -116,15 +116,17 @@ class ChunkSchedule:
             raise ActionError(f"chunk observed at step {observed_at}, which is after the present step {now}; the chunk is refused.")
         if self._segments and observed_at <= self._segments[-1].observed_at:
             return "old"
-        in_use = [segment for segment in self._segments if segment.start <= now][-1:]  # One that still waits is replaced.
+        in_use = [segment for segment in self._segments if segment.start <= now][-1:]
         start = max(now, observed_at + committed)
         if in_use and self._config.rule == "receding":
             runs_out = in_use[0].observed_at + timing.horizon
             start = max(start, min(in_use[0].start + timing.execute_steps, runs_out))
         if start - observed_at > timing.max_delay_steps:
             return "late"
-        blended = self._blend(actions, in_use, observed_at, start)
-        self._segments = [*in_use, _Segment(start=start, observed_at=observed_at, actions=blended)]
+        # One that waits for a step before the new one's is used until then, as the policy may have been told; any other is replaced.
+        kept = [*in_use, *(segment for segment in self._segments if now < segment.start < start)]
+        blended = self._blend(actions, kept[-1:], observed_at, start)
+        self._segments = [*kept, _Segment(start=start, observed_at=observed_at, actions=blended)]
         return "used"
 
     def at(self, step: int) -> DueAction | None:

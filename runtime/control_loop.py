@@ -10,7 +10,8 @@ One step k, at the absolute time t0 + k / rate::
     wait       until the next step; steps that are over are skipped and counted, never caught up in a burst
 
 A policy that is told what is on its way (`TimingSpec.committed_steps`) gets the commands that are due until its answer will be there, as far
-as the delays of late tell; while an inline policy computes, these are holds.
+as the delays of late tell; while an inline policy computes, these are holds. An answer that comes later than that is used all the same, and
+counted as misjudged.
 
 HOLD means commanding to stand still, not silence: zero for displacements, the last value for positions and flags.
 
@@ -22,6 +23,7 @@ disconnected. Clock and sleep are injected, so that tests run in virtual time.
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import math
 import time
@@ -285,17 +287,26 @@ class _Loop:
         return True
 
     def on_its_way(self, step: int) -> NDArray[np.float32] | None:
-        """float32 (d, A): what will be commanded until an answer to an observation of this step is there, the delay being the longest of late;
-        None where the policy is not told."""
-        delay = min(max(self.delays), self.policy.spec.timing.committed_steps)
-        if not delay:
-            return None
-        still = self.limiter.hold()
-        rest = np.zeros(self.robot.action_spec.dim, np.float32) if still is None else still.command
-        if self.config.inference == "inline":
-            return np.stack([rest] * delay)
-        due = [self.schedule.at(step + i) for i in range(delay)]
-        return np.stack([rest if action is None else action.action for action in due])
+        """float32 (d, A): what will be commanded until an answer to an observation of this step is there, limited as it will be; None where the
+        policy is not told, and before there is anything to command.
+
+        A loop that asks in a thread goes by the longest delay of late: an answer that comes sooner waits. One that waits for its answers goes by
+        the shortest, since it can command nothing that it has told in place of an answer that is there already.
+        """
+        inline = self.config.inference == "inline"
+        delay = min(min(self.delays) if inline else max(self.delays), self.policy.spec.timing.committed_steps)
+        ahead = copy.copy(self.limiter)  # It remembers the command before; the loop's own must not hear of commands that are not sent yet.
+        commands = []
+        for i in range(delay):
+            due = None if inline else self.schedule.at(step + i)
+            try:
+                limited = ahead.hold() if due is None else ahead.limit(due.action)
+            except ActionError:
+                limited = ahead.hold()
+            if limited is None:
+                break
+            commands.append(limited.command)
+        return np.stack(commands) if commands else None
 
     def take(self, answer: Answer | None, step: int) -> None:
         """Check an answer and schedule it."""

@@ -179,3 +179,14 @@ def test_an_observation_of_another_form_is_refused(tiny_spec: PolicySpec, images
     """Missing cameras, other sizes and types, values that are not finite."""
     with pytest.raises(ObservationError, match=message):
         tiny_spec.observation.check(images, state)
+
+
+def test_a_timing_that_tells_nothing_reads_as_before() -> None:
+    """`committed_steps` is written where there are some, and may be missing."""
+    timing = TimingSpec(rate_hz=10, horizon=8, execute_steps=1, max_delay_steps=2)
+    assert "committed_steps" not in timing.to_dict()
+    assert TimingSpec.from_dict(timing.to_dict()) == timing
+    told = dataclasses.replace(timing, committed_steps=2)
+    assert TimingSpec.from_dict(told.to_dict()) == told
+    with pytest.raises(SpecError, match="committed_steps 3"):
+        dataclasses.replace(timing, committed_steps=3)

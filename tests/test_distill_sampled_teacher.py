@@ -35,6 +35,8 @@ ANY_PORT = ServerConfig(port=0)
 class Drawing(point_reach.PictureReader):
     """A policy whose dx is +-0.04, each with one chance in two, or always +0.04; the rest is the reader's."""
 
+    content_hash = "drawing"
+
     def __init__(self, spec: PolicySpec = point_reach.SPEC, *, drawn: bool = True) -> None:
         super().__init__(spec)
         self.drawn, self.asked, self._random = drawn, 0, np.random.default_rng(0)
@@ -155,7 +157,7 @@ def test_a_student_learns_from_samples(data: Path, tmp_path: Path, target: str) 
     config = tiny(samples=4, target=target)
     out = distill(data, tmp_path / "student", teacher=Drawing(ONE_STEP), suite=SUITE, config=config)
     lineage = read_json(out / "config.json")["lineage"]
-    assert (lineage["samples"], lineage["teacher"], lineage["training"]["target"]) == (4, "Drawing", target)
+    assert (lineage["samples"], lineage["teacher"], lineage["training"]["target"]) == (4, "drawing", target)
     assert load_student(out).tokenizer == ActionTokenizer.fit(open_dataset(data).read_vectors()[1], point_reach.ACTION)
 
 
@@ -204,3 +206,9 @@ def test_samples_are_not_asked_of_one_that_gives_distributions(data: Path, tmp_p
         teacher_for(server.url, dataset, samples=8)
     with pytest.raises(SpecError, match="Drawing gives actions, no distributions"):
         teacher_for(Drawing(), dataset)
+
+
+def test_a_policy_without_a_fingerprint_is_refused(data: Path) -> None:
+    """A run that was cut off could not tell whose answers it has kept."""
+    with pytest.raises(SpecError, match="has no content_hash"):
+        teacher_for(point_reach.PictureReader(), open_dataset(data), 4)

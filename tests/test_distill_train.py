@@ -193,6 +193,7 @@ def test_fewer_updates_than_rounds_are_refused(data: Path, teacher: Path, tmp_pa
         ({"patience": 0}, "patience 0"),
         ({"patience": 1, "judge_episodes": 0}, "judge_episodes 0"),
         ({"quantize_aware": "int2"}, "quantize_aware 'int2'"),
+        ({"quantize_aware": "int8", "patience": 1}, "quantize_aware and patience"),
         ({"quantize_aware_from": 1.0}, "quantize_aware_from 1.0"),
     ],
 )
