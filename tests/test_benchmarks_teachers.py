@@ -100,7 +100,7 @@ def test_the_published_figures_are_counted_from_their_outcomes() -> None:
     assert {row["recipe"] for row in judged} >= set(RECIPES)
     for row in judged:
         for axis, outcomes in row["outcomes"].items():
-            rate = row["seen_success"] if axis == "seen" else row["unseen_success"][axis]
+            rate = row[f"{axis}_success"] if axis in ("seen", "put") else row["unseen_success"][axis]
             assert len(outcomes) == row["episodes"]
             assert rate == pytest.approx(outcomes.count("1") / len(outcomes))
 
