@@ -177,11 +177,11 @@ class Student(nn.Module):
         may_end = torch.cat([torch.ones(1, dim), (1 - is_terminate).repeat(horizon - 1, 1)])
         self.register_buffer("is_terminate", is_terminate, persistent=False)
         self.register_buffer("may_end", may_end, persistent=False)
-        # What is on its way, as bins see it: -1 and 1 at the bounds; the first column says whether there is any.
+        # What is on its way, as bins see it: -1 and 1 at the bounds.
         half, middle = (tokenizer.high - tokenizer.low) / 2, (tokenizer.high + tokenizer.low) / 2
         scale = 1 / np.maximum(half, 1e-3 * (np.asarray(spec.action.high) - np.asarray(spec.action.low)))
-        self.register_buffer("committed_middle", torch.tensor(np.append(0.0, middle), dtype=torch.float32), persistent=False)
-        self.register_buffer("committed_scale", torch.tensor(np.append(1.0, scale), dtype=torch.float32), persistent=False)
+        self.register_buffer("committed_middle", torch.tensor(middle, dtype=torch.float32), persistent=False)
+        self.register_buffer("committed_scale", torch.tensor(scale, dtype=torch.float32), persistent=False)
         self.register_buffer("low", torch.tensor(spec.action.low), persistent=False)
         self.register_buffer("high", torch.tensor(spec.action.high), persistent=False)
 
@@ -207,8 +207,9 @@ class Student(nn.Module):
         seen.append(self.state_layer((state - self.state_mean) / self.state_std))
         if self.committed_layer is not None:
             assert committed is not None
-            actions = ((committed - self.committed_middle) * self.committed_scale).clamp(-2.0, 2.0)
-            seen.append(self.committed_layer(actions * committed[..., :1]))
+            is_on, actions = committed.split([1, self.spec.action.dim], dim=-1)
+            actions = ((actions - self.committed_middle) * self.committed_scale).clamp(-2.0, 2.0)
+            seen.append(self.committed_layer(torch.cat([is_on, actions * is_on], dim=-1)))
         features = self.mix(self.dropout(torch.cat([*seen, condition], dim=1)))  # (B, F)
         horizon, dim = self.spec.timing.horizon, self.spec.action.dim
         queries = self.queries(features).unflatten(1, (horizon, dim, self.config.token_rank))  # (B, H, A, R)
@@ -236,8 +237,10 @@ class Student(nn.Module):
         may_end = self.may_end
         if committed is not None and self.committed_layer is not None:
             batch, told = committed.shape[:2]
-            on_way = torch.cat([torch.zeros(batch, 1), committed[..., 0], torch.zeros(batch, len(may_end) - told - 1)], dim=1)  # (B, H)
-            may_end = may_end + on_way[..., None] * self.is_terminate
+            before, after = torch.zeros(batch, 1, 1), torch.zeros(batch, len(may_end) - told - 1, 1)
+            is_on = committed.split([1, self.spec.action.dim], dim=-1)[0]
+            on_its_way = torch.cat([before, is_on, after], dim=1)  # (B, H, 1)
+            may_end = may_end + on_its_way * self.is_terminate
         actions = actions * may_end
         actions = torch.minimum(torch.maximum(actions, self.low), self.high)
         # Not log(probabilities + 1e-9): the exporter drops so small a number, and a bin of probability 0 makes the confidence NaN.
