@@ -132,18 +132,34 @@ class Frames:
         chosen = undecided[torch.randint(len(undecided), (some,), generator=generator)]
         return torch.cat([chosen, torch.randint(len(self), (count - some,), generator=generator)])
 
-    def chunk_index(self, rows: NDArray[np.int64], horizon: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """For frames `rows` (B,): the frames whose actions form their chunks (B, H), and weights (B, H), 0 past the end."""
-        index = rows[:, None] + np.arange(horizon)[None]
+    def chunk_index(
+        self, rows: NDArray[np.int64], horizon: int, waited: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """For frames `rows` (B,): the frames whose actions form their chunks (B, H), and weights (B, H), 0 past the end. Where the robot stands still
+        for `waited` (B,) steps first, what comes after them is what would have come at once."""
+        steps = np.arange(horizon)[None]
+        index = rows[:, None] + (steps if waited is None else np.maximum(steps - waited[:, None], 0))
         last = self.last[rows][:, None]
         return np.minimum(index, last), (index <= last).astype(np.float32)
 
-    def on_its_way(self, rows: NDArray[np.int64], delays: NDArray[np.int64], most: int) -> NDArray[np.float32]:
+    def on_its_way(
+        self, rows: NDArray[np.int64], delays: NDArray[np.int64], most: int, rests: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """For frames `rows` (B,), seen when their next `delays` (B,) commands were on their way: these, as `actlet.protocols.committed_rows`,
-        float32 (B, most, 1 + A). Past the end the last one repeats."""
+        float32 (B, most, 1 + A). Past the end the last one repeats. `rests`: float32 (B, A), what is on its way instead, NaN for nothing else."""
         index, _ = self.chunk_index(rows, most)
         told = (np.arange(most) < delays[:, None])[..., None]  # (B, D, 1)
-        return np.concatenate([told, told * self.commanded[index]], axis=-1).astype(np.float32)
+        commands = self.commanded[index]
+        if rests is not None:
+            commands = np.where(np.isnan(rests[:, None]), commands, rests[:, None])
+        return np.concatenate([told, told * commands], axis=-1).astype(np.float32)
+
+    def rest(self, rows: NDArray[np.int64], spec: ActionSpec) -> NDArray[np.float32]:
+        """float32 (B, A): the command that would stand still at frames `rows` (B,), zero or the command before, as the specification says; at the
+        start of an episode, where there is none before, its first."""
+        starts = (rows == 0) | (self.episode[rows - 1] != self.episode[rows])
+        before = self.commanded[np.where(starts, rows, rows - 1)]
+        return np.where([hold == "zero" for hold in spec.hold or ("zero",) * spec.dim], np.float32(0), before)
 
 
 def _changes(episode: Episode, spec: ActionSpec, but: tuple[str, ...] = ()) -> NDArray[np.int64]:

@@ -228,20 +228,23 @@ class Student(nn.Module):
     def decode(self, logits: Tensor, committed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """logits (B, H, A, K), committed (B, D, 1 + A) -> actions (B, H, A) in physical units, confidence (B, H) in [0, 1].
 
-        An episode is ended on what is seen, not on what was foreseen: no row after the first that may be used says terminate.
+        An episode is ended on what is seen, not on what is foreseen: row 0 alone says terminate, and where actions are on their way, it says so for
+        the first row after them as well (and for those before it, which are not used).
         """
         probabilities = torch.softmax(logits, dim=-1)
         expectation = (probabilities * self.centres).sum(-1)  # (B, H, A)
         continuous = expectation if not self.config.mode_reach else self._around_the_mode(probabilities)
         actions = torch.where(self.is_binary, (expectation > self.thresholds).to(torch.float32), continuous)
-        may_end = self.may_end
-        if committed is not None and self.committed_layer is not None:
+        ended = (
+            actions.split([1, len(self.may_end) - 1], dim=1)[0] * self.is_terminate if self.committed_layer is not None else None
+        )  # (B, 1, A)
+        actions = actions * self.may_end
+        if ended is not None:
+            assert committed is not None
             batch, told = committed.shape[:2]
-            before, after = torch.zeros(batch, 1, 1), torch.zeros(batch, len(may_end) - told - 1, 1)
+            before, after = torch.zeros(batch, 1, 1), torch.zeros(batch, len(self.may_end) - told - 1, 1)
             is_on = committed.split([1, self.spec.action.dim], dim=-1)[0]
-            on_its_way = torch.cat([before, is_on, after], dim=1)  # (B, H, 1)
-            may_end = may_end + on_its_way * self.is_terminate
-        actions = actions * may_end
+            actions = actions + torch.cat([before, is_on, after], dim=1) * ended  # (B, H, 1) * (B, 1, A)
         actions = torch.minimum(torch.maximum(actions, self.low), self.high)
         # Not log(probabilities + 1e-9): the exporter drops so small a number, and a bin of probability 0 makes the confidence NaN.
         entropy = -(probabilities * torch.log_softmax(logits, dim=-1)).sum(-1)  # (B, H, A), in nats

@@ -11,6 +11,15 @@ student is told the d commands that were really given from then on, disturbances
     frame t, d = 2     told       c0   c1                       what was commanded at t and t + 1
                        learned    -    -    a2   a3   a4 ...    the answers to what t + 2, t + 3, ... then looked like
 
+Of some frames standing still is said to be on its way instead (`TrainConfig.wait_share`): then what comes after it is what would have come at
+once, and a student that reads the answer off the picture alone cannot have both right::
+
+    frame t, d = 2     told       rest rest
+                       learned    -    -    a0   a1   a2 ...
+
+Whether to terminate is learned from row 0 of every frame and decoded from there, and later rows learn nothing of the frames that end an
+episode: trained to foresee the end, a student stopped a step before it.
+
 Without that, row 1 presumes that row 0 was carried out, which under a delay it never is: each answer leaves the motion that is left to
 a row that is never used, and the hand stands still (docs/lessons.md).
 
@@ -23,6 +32,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -76,6 +86,8 @@ class _Drawn:
     """int64 (R,), frames."""
     delays: Tensor
     """int64 (R,), control steps by which the answer to each comes late."""
+    waits: Tensor
+    """bool (R,), standing still is on its way instead of what was commanded."""
     pairs: Tensor
     """int64 (P,), scenes under an instruction."""
     moves: list[Tensor]
@@ -86,7 +98,9 @@ class _Drawn:
     def take(self, rows: Tensor, pairs: Tensor) -> _Drawn:
         """Of its frames those at `rows`, of its pairs those at `pairs`."""
         both = torch.cat([rows, pairs + len(self.rows)])
-        return _Drawn(self.rows[rows], self.delays[rows], self.pairs[pairs], [moves[both] for moves in self.moves], self.noise[both])
+        return _Drawn(
+            self.rows[rows], self.delays[rows], self.waits[rows], self.pairs[pairs], [moves[both] for moves in self.moves], self.noise[both]
+        )
 
 
 class StudentBatches:
@@ -115,7 +129,8 @@ class StudentBatches:
         self._device, self._part = torch.device(device), part
         here = self._device
         self._targets = Targets(student.spec.action, student.tokenizer, frames, config, device=here)
-        self._told = student.spec.timing.committed_steps
+        self._told, self._action = student.spec.timing.committed_steps, student.spec.action
+        self._is_terminate = torch.tensor([name == "terminate" for name in student.spec.action.names]).to(here)
         self._vectors = torch.from_numpy(load_text_encoder().encode(frames.instructions)).to(here)
         self._state, self._episode = torch.from_numpy(frames.state).to(here), torch.from_numpy(frames.episode).to(here)
         self._state_std = self._state.std(0)
@@ -174,13 +189,14 @@ class StudentBatches:
         config = self._config
         rows = self._frames.draw(config.batch_size - self._pairs, config.undecided_share, generator)
         delays = torch.randint(self._told + 1, (len(rows),), generator=generator)
+        waits = torch.rand(len(rows), generator=generator) < config.wait_share
         moves = [_moves(len(rows), pixels, generator) for pixels in self._shifts]
         pairs = torch.empty(0, dtype=torch.int64)
         if self._pairs:
             pairs = torch.randint(len(self._scene_of), (self._pairs,), generator=generator)
             moves = [torch.cat([own, _moves(len(pairs), pixels, generator)]) for own, pixels in zip(moves, self._shifts, strict=True)]
         noise = torch.randn((config.batch_size, self._state.shape[1]), generator=generator)
-        return _Drawn(rows, delays, pairs, moves, noise)
+        return _Drawn(rows, delays, waits, pairs, moves, noise)
 
     def _own(self, drawn: _Drawn) -> _Drawn:
         """This process's part."""
@@ -189,7 +205,9 @@ class StudentBatches:
 
     def _losses(self, model: nn.Module, drawn: _Drawn) -> dict[str, Tensor]:
         config, here = self._config, self._device
-        index, weight = (torch.from_numpy(table).to(here) for table in self._frames.chunk_index(drawn.rows.numpy(), config.horizon))
+        places, delayed = drawn.rows.numpy(), drawn.delays.numpy()
+        waited = np.where(drawn.waits.numpy(), delayed, 0)
+        index, weight = (torch.from_numpy(table).to(here) for table in self._frames.chunk_index(places, config.horizon, waited))
         rows, pairs, moves = drawn.rows.to(here), drawn.pairs.to(here), [each.to(here) for each in drawn.moves]
         count = len(rows)  # The first rows are demonstrations, the others scenes.
         images = [_shifted(small, rows, move[:count]) for small, move in zip(self._pictures, moves, strict=True)]
@@ -200,11 +218,17 @@ class StudentBatches:
             images = [torch.cat(both) for both in zip(images, seen, strict=True)]
             states, instructions = torch.cat([states, self._scene_state[scenes]]), torch.cat([instructions, self._scene_vectors[pairs]])
         noise = config.state_noise * self._state_std * drawn.noise.to(here)
-        committed = torch.from_numpy(self._frames.on_its_way(drawn.rows.numpy(), drawn.delays.numpy(), self._told)).to(here)
+        rests = np.where(drawn.waits.numpy()[:, None], self._frames.rest(places, self._action), np.nan)
+        committed = torch.from_numpy(self._frames.on_its_way(places, delayed, self._told, rests)).to(here)
         committed = torch.cat([committed, committed.new_zeros(len(states) - count, *committed.shape[1:])])  # Scenes have not begun to move.
-        weight = weight * (torch.arange(config.horizon, device=here) >= drawn.delays.to(here)[:, None])
+        token_weight = None
+        if self._told:
+            delays = drawn.delays.to(here)[:, None]  # (R, 1)
+            steps = torch.arange(config.horizon, device=here)
+            weight = weight * torch.where(steps == 0, True, (steps >= delays) & ~self._targets.ends(index))
+            token_weight = ((steps >= delays)[..., None] | self._is_terminate).float()  # (R, H, A)
         output, imitated = model(images, states + noise, instructions, committed)
-        tokens = self._targets.loss(output.logits[:count], index, weight)
+        tokens = self._targets.loss(output.logits[:count], index, weight, token_weight)
         distance = nn.functional.smooth_l1_loss(output.waypoints[:count], self._waypoints[rows], reduction="none").mean((1, 2))
         way = (distance * self._expert[rows]).sum() / self._expert[rows].sum().clamp(min=1)
         losses = {"loss": tokens + config.waypoint_weight * way, "tokens": tokens, "waypoint": way}

@@ -63,7 +63,7 @@ class Targets:
     def __init__(
         self, action: ActionSpec, tokenizer: ActionTokenizer, frames: Frames, config: TrainConfig, *, device: torch.device | str = "cpu"
     ) -> None:
-        self._config, self._count = config, tokenizer.bins
+        self._config, self._count, self._names = config, tokenizer.bins, action.names
         self._is_binary = torch.from_numpy(action.is_binary)
         self._bins = torch.from_numpy(tokenizer.encode(frames.action))
         self._expert = torch.from_numpy(frames.by_expert)
@@ -92,22 +92,35 @@ class Targets:
             if isinstance(value, Tensor):
                 setattr(self, name, value.to(device))
 
+    def ends(self, index: Tensor) -> Tensor:
+        """int64 (B, H), frames -> bool (B, H): what is taught there is to terminate rather than to go on."""
+        column = [self._names.index("terminate")] if "terminate" in self._names else []
+        if not column:
+            return torch.zeros_like(index, dtype=torch.bool)
+        label = self._bins[index][..., column[0]] > self._count // 2
+        if self._answers is None:
+            return label
+        said = _expected(self._answers[index][..., column[0], :]) > self._count // 2
+        return torch.where(self._expert[index], label, said)
+
     def is_finite(self, frame: int) -> bool:
         """Whether the teacher's answer for a frame is; states and actions were refused when they were read."""
         return self._answers is None or bool(self._answers[frame].isfinite().all())
 
-    def loss(self, logits: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, index: Tensor, weight: Tensor, token_weight: Tensor | None = None) -> Tensor:
         """What the student loses on chunks.
 
         Args:
             logits: float32 (B, H, A, K).
             index: int64 (B, H), the frames whose actions form each chunk.
             weight: float32 (B, H), 0 past the end.
+            token_weight: float32 (B, H, A), how often each token counts beside what `flag_weight` says, or None for once.
 
         Returns:
             Scalar: the mean over the steps with a weight.
         """
-        token_weight = None if self._token_weight is None else self._token_weight[index]
+        if self._token_weight is not None:
+            token_weight = self._token_weight[index] * (1.0 if token_weight is None else token_weight)
         if self._values is None:
             return token_cross_entropy(logits, self.distributions(index), weight, token_weight)
         expected = (torch.softmax(logits, dim=-1) * torch.arange(self._count, device=logits.device)).sum(-1)  # (B, H, A)
@@ -177,9 +190,9 @@ def _asked(answers: Tensor) -> Tensor:
 
 
 def _expected(answers: Tensor) -> Tensor:
-    """(N, A, K) -> float32 (N, A), in bins; 0 where the teacher was not asked."""
+    """(..., K) -> float32 (...), in bins; 0 where the teacher was not asked."""
     p = answers.float()
-    return (p * torch.arange(p.shape[-1])).sum(-1) / p.sum(-1).clamp(min=0.5)
+    return (p * torch.arange(p.shape[-1], device=p.device)).sum(-1) / p.sum(-1).clamp(min=0.5)
 
 
 def _chosen(answers: Tensor, is_binary: Tensor, thresholds: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class TrainConfig:
     """Largest delay, in control steps, from an observation to the first command that answers it, which the student is trained for: it is told
     what is on its way meanwhile, and answers for what will then have happened (`distill.student_batches`). 0: it is told nothing. A control
     loop that does not wait for its policy has a delay of 1 even if the policy answers at once."""
+    wait_share: float = 0.25
+    """Share of the frames with a delay in which standing still is on its way instead; see `distill.student_batches`."""
     target: Target = "soft"
     """What a teacher's answer becomes: its distribution, a label around its most probable bin, or its expected action; see `distill.targets`."""
     sigma: float = 12.0
@@ -113,6 +115,8 @@ class TrainConfig:
             raise SpecError(
                 f"delay_steps {self.delay_steps}: expected 0 .. horizon - 1 ({self.horizon - 1}); a shorter chunk allows less delay."
             )
+        if not 0 <= self.wait_share <= 1:
+            raise SpecError(f"wait_share {self.wait_share}: expected 0 .. 1.")
         if not 0 < self.labelled_share <= 1:
             raise SpecError(f"labelled_share {self.labelled_share}: expected 0 < share <= 1; without a teacher, pass none.")
         if not 0 <= self.undecided_share <= 1:

@@ -209,14 +209,15 @@ def test_what_is_on_its_way_changes_the_answer(told_student: Student) -> None:
     assert all(not torch.equal(answers[i], answers[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_a_policy_that_is_told_ends_at_the_first_row_that_it_decides(told_student: Student) -> None:
-    """With d actions on their way rows 0 .. d may say terminate, and none after them."""
-    logits = torch.zeros(3, 5, 3, TOKENIZER.bins)
-    logits[:, :, 2, -1] = 50.0  # Terminate, everywhere.
-    committed = torch.zeros(3, 2, 4)
-    committed[1, :1, 0] = committed[2, :, 0] = 1
+def test_a_policy_that_is_told_ends_on_what_it_sees(told_student: Student) -> None:
+    """Row 0 says terminate for the rows up to the first that is not on its way; what later rows foresee ends nothing."""
+    logits = torch.zeros(4, 5, 3, TOKENIZER.bins)
+    logits[:3, 0, 2, -1] = 50.0  # Terminate, as seen.
+    logits[3, 1:, 2, -1] = 50.0  # Terminate, as foreseen.
+    committed = torch.zeros(4, 2, 4)
+    committed[1, :1, 0] = committed[2:, :, 0] = 1
     actions, _ = told_student.decode(logits, committed)
-    assert actions[..., 2].tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]
+    assert actions[..., 2].tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
 
 
 def test_more_on_its_way_than_it_can_be_told_is_refused(told_student: Student) -> None:
