@@ -59,7 +59,7 @@ class SuitePlan:
     demonstrations: int
     """Episodes that every student learns from, run 0."""
     teacher: str | None = None
-    """A teacher's folder or the name of a shipped one; None trains one here."""
+    """A teacher's folder, or rt2-base; None trains one here."""
     teacher_demonstrations: int = 0
     """Episodes that a teacher which is trained here learns from, run 1."""
     teach: TeachConfig = dataclasses.field(default_factory=TeachConfig)

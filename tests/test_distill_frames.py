@@ -97,3 +97,18 @@ def test_what_is_on_its_way_is_what_was_commanded() -> None:
     np.testing.assert_allclose(told[0], [[1, 0.5, 0], [1, 0.51, 0], [0, 0, 0]])
     np.testing.assert_allclose(told[1], [[1, 0.53, 0], [1, 0.53, 0], [0, 0, 0]], rtol=1e-6)
     assert not told[2].any()
+
+
+def test_standing_still_puts_off_what_comes() -> None:
+    """After two steps of rest a chunk is what it would have been at once; rest is no motion, and the gripper as it was told before."""
+    frames = Frames.from_episodes([episode(6, grips=[0, 0, 1, 1, 0, 0]), episode(3, grips=[1, 1, 1])], OBSERVATION, ACTION)
+    rows = np.array([3, 5, 6])
+    index, weight = frames.chunk_index(rows, 4, np.array([2, 0, 1]))
+    assert index.tolist() == [[3, 3, 3, 4], [5, 5, 5, 5], [6, 6, 7, 8]]
+    assert weight.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]
+    held = dataclasses.replace(ACTION, hold=("zero", "last"))
+    rests = frames.rest(rows, held)
+    np.testing.assert_array_equal(rests, np.float32([[0, 1], [0, 0], [0, 1]]))
+    rests[1] = np.nan  # This one moves as it did.
+    told = frames.on_its_way(rows, np.array([2, 1, 1]), 2, rests)
+    np.testing.assert_allclose(told, [[[1, 0, 1], [1, 0, 1]], [[1, 0.05, 0], [0, 0, 0]], [[1, 0, 1], [0, 0, 0]]])

@@ -189,3 +189,28 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, object]) -> None:
     name, value = next(iter(change.items()))
     with pytest.raises(SpecError, match=f"{name} {value!r}"):
         TrainConfig(**change)  # type: ignore[arg-type]
+
+
+def test_an_end_is_what_was_shown_or_what_the_teacher_says() -> None:
+    """On demonstrations the label, where a student drove the teacher's answer, without terminate nothing."""
+    table = frames()
+    table.action[2, 2] = 1
+    table.distribution[6, 2] = np.eye(K, dtype=np.float16)[-1]
+    index = torch.arange(7)[None]
+    assert Targets(ACTION, TOKENIZER, table, ALONE).ends(index)[0].tolist() == [False, False, True, False, False, False, True]
+    endless = dataclasses.replace(ACTION, names=("dx", "gripper", "light"))
+    assert not Targets(endless, TOKENIZER, table, ALONE).ends(index).any()
+
+
+def test_a_token_that_does_not_count_costs_nothing() -> None:
+    """Weights of tokens take away what they are zero for."""
+    table = frames()
+    index, weight = index_of(table, 0, 3)
+    targets = Targets(ACTION, TOKENIZER, table, ALONE)
+    logits = torch.randn(1, 3, 3, K, generator=torch.Generator().manual_seed(0))
+    other = logits.clone()
+    other[:, 0, :2] += torch.randn(2, K, generator=torch.Generator().manual_seed(1))
+    tokens = torch.ones(1, 3, 3)
+    tokens[:, 0, :2] = 0
+    assert targets.loss(logits, index, weight, tokens) == targets.loss(other, index, weight, tokens)
+    assert targets.loss(logits, index, weight) != targets.loss(other, index, weight)
