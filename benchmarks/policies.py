@@ -90,7 +90,7 @@ def share_parameters(contenders: Sequence[Contender], weights: dict[str, dict[st
 
 
 def parse_contenders(words: Sequence[str]) -> list[Contender]:
-    """Command-line words to contenders: ``path`` or ``name=path``; the name is the folder's by default, the path may be a shipped teacher's name.
+    """Command-line words to contenders: ``path`` or ``name=path``; the name is the folder's by default, the path may be rt2-base.
 
     A folder that `actlet demo` wrote stands for its four policies.
 
