@@ -11,6 +11,9 @@ student is told the d commands that were really given from then on, disturbances
     frame t, d = 2     told       c0   c1                       what was commanded at t and t + 1
                        learned    -    -    a2   a3   a4 ...    the answers to what t + 2, t + 3, ... then looked like
 
+Without being told, row 1 presumes that row 0 was carried out, which under a delay it never is: each answer leaves the motion that is left to
+a row that is never used, and the hand stands still (docs/lessons.md).
+
 Of some frames standing still is said to be on its way instead (`TrainConfig.wait_share`): then what comes after it is what would have come at
 once, and a student that reads the answer off the picture alone cannot have both right::
 
@@ -19,9 +22,6 @@ once, and a student that reads the answer off the picture alone cannot have both
 
 Whether to terminate is learned from row 0 of every frame and decoded from there, and later rows learn nothing of the frames that end an
 episode: trained to foresee the end, a student stopped a step before it.
-
-Without that, row 1 presumes that row 0 was carried out, which under a delay it never is: each answer leaves the motion that is left to
-a row that is never used, and the hand stands still (docs/lessons.md).
 
 Several processes share a batch: each draws all of it, from the same generator, and takes every n-th row. So they learn from what one
 process would learn from; only batch normalisation and dropout see the difference.

@@ -244,14 +244,15 @@ def test_the_second_part_has_a_line_for_every_setting() -> None:
     assert "+25 [" in lines[3]
 
 
-def test_published_figures_are_counted_from_their_outcomes() -> None:
-    """benchmarks/results/distillation.json, where it is there: each rate is the share of ones in its outcomes, and no quick run is kept."""
+def test_figures_are_counted_from_their_outcomes() -> None:
+    """Of a row as it is made, and of all in benchmarks/results/distillation.json once it is there: each rate is the share of ones; no quick run is kept."""
+    rows = [row("soft tokens", "1101"), row(BASELINE, "0000", "int8")]
     place = Path(__file__).parent.parent / "benchmarks" / "results" / "distillation.json"
-    if not place.is_file():
-        pytest.skip("no figures are published")
-    document = read_json(place)
-    assert not document["quick"]
-    for found in [*document["rows"], *(document["few"] or ()), *(document["unseen"] or ())]:
+    if place.is_file():
+        document = read_json(place)
+        assert not document["quick"]
+        rows += [*document["rows"], *(document["few"] or ()), *(document["unseen"] or ())]
+    for found in rows:
         assert found["success"] == pytest.approx(found["outcomes"].count("1") / found["episodes"])
 
 
