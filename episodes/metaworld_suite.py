@@ -1,7 +1,7 @@
 """The suite ``metaworld``: the 50 manipulation tasks of Meta-World (Yu et al. 2019), made and scripted by others, with a sentence each.
 
-Its tasks are used as they are: a Sawyer arm at 80 Hz, 500 steps at most, objects and goals drawn anew from the seed, success as the benchmark
-defines it. What is added is what a policy on a robot has: two cameras, the measured hand, and words. Objects' places, which Meta-World puts
+Its tasks are used as they are: a Sawyer arm at 80 Hz, 500 steps at most (200 in the suite ``metaworld-mt10``, which has ten of them), objects and
+goals drawn anew from the seed, success as the benchmark defines it. What is added is what a policy on a robot has: two cameras, the measured hand, and words. Objects' places, which Meta-World puts
 into its observations, are for the scripted experts alone.
 
 Observations: camera "corner" (over the robot's shoulder; nearer than the benchmark's own cameras, in whose pictures the goal of reach, push
@@ -27,7 +27,7 @@ from actlet.protocols import Observation, StepResult
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec
 from episodes.rendering import close_at_exit, import_mujoco
 
-__all__ = ["INSTRUCTIONS", "MT10", "TASKS", "MetaworldTask", "make"]
+__all__ = ["INSTRUCTIONS", "MT10", "MT10_STEPS", "TASKS", "MetaworldTask", "make"]
 
 # Task (Meta-World's name without its version) -> what to say.
 INSTRUCTIONS: dict[str, str] = {
@@ -88,6 +88,8 @@ MT10 = (
     *("reach", "push", "pick-place", "door-open", "drawer-open"),
     *("drawer-close", "button-press-topdown", "peg-insert-side", "window-open", "window-close"),
 )
+# Their suite's limit. The slowest of 295 successes of the scripted experts took 96 steps, and failures cost what they last.
+MT10_STEPS = 200
 
 # Tasks with the same objects and the opposite aim: their sentences make the best wrong instructions.
 OPPOSITES = (
@@ -130,12 +132,13 @@ KEPT_RENDERERS = 16
 _renderers: OrderedDict[tuple[str, int, int, bool], Any] = OrderedDict()
 
 
-def make(task: str, *, image_px: int = 128) -> MetaworldTask:
+def make(task: str, *, image_px: int = 128, max_steps: int | None = None) -> MetaworldTask:
     """A task of the suite.
 
     Args:
         task: One of `TASKS`.
         image_px: Height and width of both cameras' frames.
+        max_steps: After how many steps an episode ends; as the benchmark has it, 500, when None.
 
     Raises:
         UnknownNameError: There is no such task.
@@ -144,13 +147,13 @@ def make(task: str, *, image_px: int = 128) -> MetaworldTask:
     """
     if task not in TASKS:
         raise UnknownNameError("Meta-World task", task, TASKS)
-    return MetaworldTask(task, image_px=image_px)
+    return MetaworldTask(task, image_px=image_px, max_steps=max_steps)
 
 
 class MetaworldTask:
     """One of the 50 tasks; fits `actlet.protocols.Task`. Several may live side by side in a process."""
 
-    def __init__(self, name: str, *, image_px: int) -> None:
+    def __init__(self, name: str, *, image_px: int, max_steps: int | None = None) -> None:
         self.name, self.action_spec = name, ACTION_SPEC
         self.observation_spec = ObservationSpec(
             cameras=tuple(CameraSpec(name=camera, height=image_px, width=image_px) for camera in CAMERAS),
@@ -162,7 +165,8 @@ class MetaworldTask:
         self._expert = experts[f"{name}-v3"]()
         self._environment = _prepare(environments[f"{name}-v3"]())
         assert self._environment.action_scale == METRES_PER_UNIT
-        self.rate_hz, self.max_steps = float(round(1.0 / self._environment.dt)), int(self._environment.max_path_length)
+        self.rate_hz, longest = float(round(1.0 / self._environment.dt)), int(self._environment.max_path_length)
+        self.max_steps = longest if max_steps is None else min(max_steps, longest)
         self._privileged: NDArray[np.float64] | None = None
 
     def reset(self, seed: int) -> tuple[Observation, str]:

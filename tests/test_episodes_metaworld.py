@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from actlet.errors import ActionError, UnknownNameError
 from actlet.protocols import ActionChunk, Observation, StepResult
 from actlet.specs import PolicySpec, TimingSpec
-from episodes.metaworld_suite import INSTRUCTIONS, TASKS, MetaworldTask, make
+from episodes.metaworld_suite import INSTRUCTIONS, MT10, MT10_STEPS, TASKS, MetaworldTask, make
 from episodes.rollout import evaluate
+from episodes.suites import make_suite
 
 PX = 128
 
@@ -165,6 +166,18 @@ def test_an_episode_ends_after_its_last_step() -> None:
     assert (result.done, result.success) == (True, False)
     with pytest.raises(ActionError, match=r"has run its 500 steps: call reset"):
         task.step(np.zeros(5, np.float32))
+
+
+@pytest.mark.usefixtures("blank")
+def test_the_ten_tasks_have_a_limit_of_their_own() -> None:
+    """Twice what an expert needs; nobody gets more time than the benchmark gives."""
+    suite = make_suite("metaworld-mt10")
+    assert suite.tasks == MT10
+    task = suite.make("reach")
+    task.reset(0)
+    result = play(task, [[0.0] * 5] * MT10_STEPS)
+    assert (result.done, result.success, task.max_steps) == (True, False, 200)
+    assert make("reach", max_steps=900).max_steps == 500
 
 
 @pytest.mark.usefixtures("blank")
