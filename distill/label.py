@@ -33,6 +33,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from actlet.action_tokens import ActionTokenizer
 from actlet.errors import DatasetError, SpecError
 from actlet.protocols import Observation, Teacher
 from actlet.specs import require_same, require_same_rate
@@ -40,7 +41,8 @@ from distill import SHIPPED, teacher_folder
 from distill.label_store import LabelIdentity, LabelStore, Shard
 from distill.processes import processes
 from distill.same_ranges import require_same_ranges
-from distill.teachers import open_teacher
+from distill.sampled_teacher import SampledTeacher
+from distill.teachers import teacher_for
 from episodes.lerobot_dataset import LeRobotDataset, open_dataset
 
 __all__ = ["LabelConfig", "LabelReport", "add_arguments", "label", "run"]
@@ -58,8 +60,13 @@ class LabelConfig:
     """Frames per question."""
     cut_off_share: float = 0.05
     """Largest share of a dimension's actions that may lie outside the teacher's bins, 1 for any ranges; see `distill.same_ranges`."""
+    samples: int = 0
+    """Actions that are drawn for a frame from a teacher that gives samples (`distill.sampled_teacher`), binned in the dataset's own ranges; 0 for
+    one that gives distributions."""
 
     def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise SpecError(f"samples {self.samples}: expected 0, or at least 2.")
         if min(self.top_k, self.shard_frames, self.batch_size) < 1:
             raise SpecError(
                 f"top_k {self.top_k}, shard_frames {self.shard_frames}, batch_size {self.batch_size}: expected at least 1 of each."
@@ -96,7 +103,7 @@ def label(data: str | Path, teacher: str | Path, out: str | Path, config: LabelC
 
     Args:
         data: A LeRobotDataset folder.
-        teacher: A teacher's checkpoint folder.
+        teacher: A teacher's checkpoint folder, or the URL of a server; with `config.samples` the URL of a policy's server or its file.
         out: The folder of labels, new or begun before with the same arguments.
         config: How.
 
@@ -107,11 +114,14 @@ def label(data: str | Path, teacher: str | Path, out: str | Path, config: LabelC
         StorageError: The disk is full, or the folder cannot be written.
     """
     config, state = config or LabelConfig(), processes()
-    dataset, asked = open_dataset(data), open_teacher(teacher)
+    dataset = open_dataset(data)
+    asked = teacher_for(teacher, dataset, config.samples)
     require_same(asked.spec.observation, dataset.observation_spec, what="observations of teacher and dataset")
     require_same(asked.spec.action, dataset.action_spec, what="actions of teacher and dataset")
     require_same_rate(asked.spec.timing.rate_hz, dataset.rate_hz, what="teacher and dataset")
     states, actions = dataset.read_vectors()
+    if config.samples:
+        asked = SampledTeacher(asked, ActionTokenizer.fit(actions, dataset.action_spec), config.samples)
     require_same_ranges(states, actions, asked, dataset, asked.tokenizer, cut_off_share=config.cut_off_share)
     [content_hash] = broadcast_object_list([dataset.content_hash if state.is_main_process else None])  # It reads the whole dataset.
     identity = LabelIdentity(
@@ -121,6 +131,7 @@ def label(data: str | Path, teacher: str | Path, out: str | Path, config: LabelC
         tokenizer=asked.tokenizer,
         top_k=config.top_k,
         shard_frames=config.shard_frames,
+        samples=config.samples,
     )
     store = LabelStore.create(Path(out), identity, dataset)
     own = set(store.shards[state.process_index :: state.num_processes])
@@ -187,6 +198,7 @@ examples:
   torchrun --nproc_per_node 2 -m distill.label --data data/table --out labels/table
   accelerate launch --multi_gpu --num_processes 2 -m distill.label --data data/table --out labels/table    on processors
   actlet label --data data/table --teacher checkpoints/teacher --top-k 256 --out labels/exact      another teacher, nothing left out
+  actlet label --data data/table --teacher ws://10.0.0.2:8000 --samples 8 --out labels/flow        a policy that gives samples
   actlet distill --data data/table --labels labels/table --out checkpoints/student
 """
 
@@ -196,7 +208,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = LabelConfig()
     parser.epilog = EPILOG
     parser.add_argument("--data", required=True, help="a LeRobotDataset folder (v3.0 or v2.1)")
-    parser.add_argument("--teacher", default=SHIPPED, help="a teacher's folder (default: %(default)s, which comes along)")
+    parser.add_argument(
+        "--teacher", default=SHIPPED, help="a teacher's folder, or the ws:// of a server (default: %(default)s, which comes along)"
+    )
     parser.add_argument("--out", required=True, help="the folder of labels, new or begun before")
     parser.add_argument("--top-k", type=int, default=defaults.top_k, help="bins whose probability is kept, of 256 (default: %(default)s)")
     parser.add_argument(
@@ -209,13 +223,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults.cut_off_share,
         help="share of a dimension's actions that may lie outside the teacher's bins, 1 for any ranges (default: %(default)s)",
     )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=defaults.samples,
+        help="actions drawn for a frame, for a policy that samples, such as a flow (default: off)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `label`."""
     teacher = teacher_folder(arguments.teacher)
     config = LabelConfig(
-        top_k=arguments.top_k, shard_frames=arguments.shard_frames, batch_size=arguments.batch_size, cut_off_share=arguments.cut_off_share
+        top_k=arguments.top_k,
+        shard_frames=arguments.shard_frames,
+        batch_size=arguments.batch_size,
+        cut_off_share=arguments.cut_off_share,
+        samples=arguments.samples,
     )
     state = processes()
     report = label(arguments.data, teacher, arguments.out, config)

@@ -58,6 +58,15 @@ class LabelIdentity(PlainJson):
     """k, the bins that are kept."""
     shard_frames: int
     """Frames at which a shard is full."""
+    samples: int = 0
+    """Actions that were drawn for a frame, where the teacher gives samples; 0 where it gives distributions."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `samples` only where there are some."""
+        data = super().to_dict()
+        if not self.samples:
+            del data["samples"]
+        return data
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= self.tokenizer.bins or self.shard_frames < 1:

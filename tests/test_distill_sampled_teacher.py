@@ -17,6 +17,9 @@ from actlet.errors import ActionError, RemoteError, SpecError
 from actlet.protocols import ActionChunk, Observation, SamplingTeacher, Teacher
 from actlet.specs import PolicySpec
 from actlet.storage import read_json
+from distill.label import LabelConfig, label
+from distill.label_store import read_labels
+from distill.rollouts import stores_by_dataset
 from distill.sampled_teacher import RepeatedPolicy, SampledTeacher, bin_samples, mean_of_samples, silverman_width
 from distill.student import load_student
 from distill.teachers import teacher_for
@@ -170,6 +173,26 @@ def test_a_served_policy_is_asked_several_times(data: Path, tmp_path: Path) -> N
         out = distill(data, tmp_path / "student", teacher=server.url, suite=None, config=tiny(samples=3, labelled_share=0.3))
     assert read_json(out / "config.json")["lineage"]["samples"] == 3
     assert policy.asked >= 2 * 3 + 3
+
+
+def test_samples_are_worth_keeping(data: Path, tmp_path: Path) -> None:
+    """Labels drawn beforehand, in the dataset's own bins, are those that a student learns from; what it reaches is asked about in the same bins."""
+    policy = Drawing()
+    with PolicyServer(policy, ANY_PORT) as server:
+        report = label(data, server.url, tmp_path / "labels", LabelConfig(samples=6, top_k=256))
+        asked = policy.asked
+        with pytest.raises(SpecError, match="samples"):
+            label(data, server.url, tmp_path / "labels", LabelConfig(samples=7, top_k=256))
+        out = distill(data, tmp_path / "student", teacher=server.url, suite=SUITE, labels=tmp_path / "labels", config=tiny(samples=6))
+    assert asked == 6 * report.frames + 2 * 3  # The first three frames are asked about twice more: does it draw?
+    assert policy.asked > asked  # On-policy.
+    dataset = open_dataset(data)
+    [store] = stores_by_dataset(tmp_path / "labels", [dataset]).values()
+    assert (store.identity.samples, store.identity.teacher) == (6, read_json(out / "config.json")["lineage"]["teacher"])
+    tokenizer = ActionTokenizer.fit(dataset.read_vectors()[1], point_reach.ACTION)
+    assert store.identity.tokenizer == load_student(out).tokenizer == tokenizer
+    mass = read_labels(store.folder, dataset, [0])[:, 1].astype(np.float32) @ (np.abs(np.abs(tokenizer.centres()[1]) - 0.04) < 0.02)
+    assert (mass > 0.9).all()  # Two ways of moving, and nothing between them.
 
 
 def test_a_server_that_says_nothing_of_itself_is_asked_about_the_data(data: Path) -> None:
