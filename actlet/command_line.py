@@ -22,7 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "collect": ("episodes.collect", "record demonstrations of a scripted expert as a LeRobotDataset"),
     "teach": ("distill.teach", "train an RT-2-style teacher: vision + language model that emits action tokens"),
     "label": ("distill.label", "write a teacher's answers for every frame of a dataset, with any number of processes"),
-    "distill": ("distill.train", "train a small student on demonstrations and on a teacher's answers"),
+    "distill": ("distill.train_command", "train a small student on demonstrations and on a teacher's answers"),
     "export": ("export.to_bundle", "turn a student checkpoint into a bundle that needs no torch"),
     "quantize": ("quantize.quantize_bundle", "turn a float bundle into an int8 or int4 bundle"),
     "run": ("runtime.run", "drive a robot, or the simulated arm, with a bundle"),

@@ -57,9 +57,9 @@ class FitConfig:
     """Decay of the moving average of the weights, which is what is kept."""
     save_seconds: float = 60.0
     """The state for resuming is saved about this often."""
-    bf16: bool = True
-    """On a GPU that can, the network computes in bfloat16 (autocast); weights, their average, the optimizer and the losses stay float32.
-    On a processor it never does. `precision` says which it is."""
+    bf16: bool | None = None
+    """The network computes in bfloat16 (autocast); weights, their average, the optimizer and the losses stay float32. None: on a GPU that can, not
+    on a processor. `precision` says which it is."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,9 +70,22 @@ class FitConfig:
 
     @property
     def precision(self) -> str:
-        """What the network computes in, here: "bf16" or "fp32"."""
+        """What the network computes in, here: "bf16" or "fp32".
+
+        Raises:
+            SpecError: bfloat16 is asked for, and this machine would only imitate it.
+        """
         here = processes().device
-        return "bf16" if self.bf16 and here.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if here.type == "cuda":
+            can = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            features = getattr(torch.cpu, "get_capabilities", dict)()
+            can = any(features.get(name, False) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"))
+        if self.bf16 and not can:
+            raise SpecError(
+                f"bfloat16 on this {here.type}: it has no arithmetic for it, and imitating it is slower. Leave it out (--no-bf16)."
+            )
+        return "bf16" if can and (self.bf16 or (self.bf16 is None and here.type == "cuda")) else "fp32"
 
 
 def fit(
@@ -111,7 +124,7 @@ def fit(
     """
     # A stage may leave parts of a network out; that only several processes have to know.
     accelerator = Accelerator(
-        mixed_precision={"bf16": "bf16", "fp32": "no"}[config.precision],
+        mixed_precision="no",  # It is the same for a whole process, and two trainings in one may differ.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     if accelerator.device.type == "cuda":
@@ -120,6 +133,7 @@ def fit(
     optimizers: list[Any] = _optimizers(module, parameter_groups, config)
     average = AveragedModel(module.to(accelerator.device), multi_avg_fn=_moving_average(config.average_decay), use_buffers=True)
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
+    called = torch.autocast(accelerator.device.type, torch.bfloat16)(prepared) if config.precision == "bf16" else prepared
     plain = accelerator.unwrap_model(prepared)
     state = FitState(accelerator, plain, average, state_folder, label=label, on_save=on_save)
     first, started = state.saved, time.monotonic()
@@ -142,7 +156,7 @@ def fit(
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = group["lr_scale"] * rate
             prepared.train()
-            losses = loss_of_batch(prepared, _generator(step, config))
+            losses = loss_of_batch(called, _generator(step, config))
             accelerator.backward(losses["loss"])
             norm = accelerator.clip_grad_norm_([p for p in prepared.parameters() if p.requires_grad], config.gradient_clip)
             values = torch.stack([value.detach().float() for value in losses.values()])

@@ -153,6 +153,9 @@ class Student(nn.Module):
         self.state_layer = nn.Sequential(nn.Linear(state_dim, 64), nn.ReLU())
         horizon, dim, told = spec.timing.horizon, spec.action.dim, spec.timing.committed_steps
         self.committed_layer = nn.Sequential(nn.Flatten(), nn.Linear(told * (1 + dim), 64), nn.ReLU()) if told else None
+        if self.committed_layer is not None:  # Commands that it was never told of change nothing: demonstrations tell of rest alone.
+            with torch.no_grad():
+                self.committed_layer[1].weight.unflatten(1, (told, 1 + dim))[..., 1:] = 0
         joint = (c.features // 2 + 2 * (c.keypoints + c.asked_keypoints)) * len(self.trunks) + 64 + c.condition_dim + (64 if told else 0)
         self.dropout = nn.Dropout(c.dropout)
         self.mix = nn.Sequential(nn.Linear(joint, c.features), nn.ReLU(), nn.Linear(c.features, c.features), nn.ReLU())

@@ -6,19 +6,16 @@
 What the tokens of a chunk are taught: `distill.targets`.
 
 Delay training (`TrainConfig.delay_steps`; Black et al. 2025, training-time action conditioning): a frame is drawn with a delay d of 0 .. D steps. The
-student is told the d commands that were really given from then on, disturbances included, and learns the rows from d on::
+student is told what is on its way meanwhile, and learns the rows from d on. Where it drove itself, that is what it really commanded, and what
+comes after it are the teacher's answers to what t + d, t + d + 1, ... then looked like. Of a demonstration it is told to stand still for d steps, and what
+comes after that is what would have come at once::
 
-    frame t, d = 2     told       c0   c1                       what was commanded at t and t + 1
-                       learned    -    -    a2   a3   a4 ...    the answers to what t + 2, t + 3, ... then looked like
+    frame t, d = 2, driven          told  c0    c1        learned  -  -  a2  a3 ...
+    frame t, d = 2, demonstrated    told  rest  rest      learned  -  -  a0  a1 ...
 
 Without being told, row 1 presumes that row 0 was carried out, which under a delay it never is: each answer leaves the motion that is left to
-a row that is never used, and the hand stands still (docs/lessons.md).
-
-Of some frames standing still is said to be on its way instead (`TrainConfig.wait_share`): then what comes after it is what would have come at
-once, and a student that reads the answer off the picture alone cannot have both right::
-
-    frame t, d = 2     told       rest rest
-                       learned    -    -    a0   a1   a2 ...
+a row that is never used, and the hand stands still. Told what the expert did next, a student copies it, since the expert, who knows better
+where the goal is than the picture shows, gives it away; and what it did itself, slower and slower, it then copies too (docs/lessons.md).
 
 Whether to terminate is learned from row 0 of every frame and decoded from there, and later rows learn nothing of the frames that end an
 episode: trained to foresee the end, a student stopped a step before it.
@@ -86,8 +83,6 @@ class _Drawn:
     """int64 (R,), frames."""
     delays: Tensor
     """int64 (R,), control steps by which the answer to each comes late."""
-    waits: Tensor
-    """bool (R,), standing still is on its way instead of what was commanded."""
     pairs: Tensor
     """int64 (P,), scenes under an instruction."""
     moves: list[Tensor]
@@ -98,9 +93,7 @@ class _Drawn:
     def take(self, rows: Tensor, pairs: Tensor) -> _Drawn:
         """Of its frames those at `rows`, of its pairs those at `pairs`."""
         both = torch.cat([rows, pairs + len(self.rows)])
-        return _Drawn(
-            self.rows[rows], self.delays[rows], self.waits[rows], self.pairs[pairs], [moves[both] for moves in self.moves], self.noise[both]
-        )
+        return _Drawn(self.rows[rows], self.delays[rows], self.pairs[pairs], [moves[both] for moves in self.moves], self.noise[both])
 
 
 class StudentBatches:
@@ -189,14 +182,13 @@ class StudentBatches:
         config = self._config
         rows = self._frames.draw(config.batch_size - self._pairs, config.undecided_share, generator)
         delays = torch.randint(self._told + 1, (len(rows),), generator=generator)
-        waits = torch.rand(len(rows), generator=generator) < config.wait_share
         moves = [_moves(len(rows), pixels, generator) for pixels in self._shifts]
         pairs = torch.empty(0, dtype=torch.int64)
         if self._pairs:
             pairs = torch.randint(len(self._scene_of), (self._pairs,), generator=generator)
             moves = [torch.cat([own, _moves(len(pairs), pixels, generator)]) for own, pixels in zip(moves, self._shifts, strict=True)]
         noise = torch.randn((config.batch_size, self._state.shape[1]), generator=generator)
-        return _Drawn(rows, delays, waits, pairs, moves, noise)
+        return _Drawn(rows, delays, pairs, moves, noise)
 
     def _own(self, drawn: _Drawn) -> _Drawn:
         """This process's part."""
@@ -206,7 +198,8 @@ class StudentBatches:
     def _losses(self, model: nn.Module, drawn: _Drawn) -> dict[str, Tensor]:
         config, here = self._config, self._device
         places, delayed = drawn.rows.numpy(), drawn.delays.numpy()
-        waited = np.where(drawn.waits.numpy(), delayed, 0)
+        is_shown = self._frames.by_expert[places]
+        waited = np.where(is_shown, delayed, 0)
         index, weight = (torch.from_numpy(table).to(here) for table in self._frames.chunk_index(places, config.horizon, waited))
         rows, pairs, moves = drawn.rows.to(here), drawn.pairs.to(here), [each.to(here) for each in drawn.moves]
         count = len(rows)  # The first rows are demonstrations, the others scenes.
@@ -218,7 +211,7 @@ class StudentBatches:
             images = [torch.cat(both) for both in zip(images, seen, strict=True)]
             states, instructions = torch.cat([states, self._scene_state[scenes]]), torch.cat([instructions, self._scene_vectors[pairs]])
         noise = config.state_noise * self._state_std * drawn.noise.to(here)
-        rests = np.where(drawn.waits.numpy()[:, None], self._frames.rest(places, self._action), np.nan)
+        rests = np.where(is_shown[:, None], self._frames.rest(places, self._action), np.nan)
         committed = torch.from_numpy(self._frames.on_its_way(places, delayed, self._told, rests)).to(here)
         committed = torch.cat([committed, committed.new_zeros(len(states) - count, *committed.shape[1:])])  # Scenes have not begun to move.
         token_weight = None

@@ -1,4 +1,4 @@
-"""Training a student on demonstrations and on a teacher's answers; the verb `distill`.
+"""Training a student on demonstrations and on a teacher's answers. The verb is in `distill.train_command`.
 
     new scenes ─ what the teacher sees there ─┐
     demonstrations ─ teacher's distributions ─┼─ fit ─ student ─ drives in simulation ─ teacher labels what it saw ─┐
@@ -17,7 +17,6 @@ the teacher, drives and writes while the others wait, and they read what it wrot
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import shutil
@@ -38,7 +37,6 @@ from actlet.errors import SpecError, StorageError
 from actlet.protocols import SamplingTeacher, Teacher
 from actlet.specs import PolicySpec, TimingSpec, require_same, require_same_rate
 from actlet.storage import new_folder, write_bytes
-from distill import SHIPPED, teacher_folder
 from distill.driving import on_policy_episodes, on_policy_seeds, successes, write_checkpoint
 from distill.fake_quantize import FakeQuantizer
 from distill.fit import FitConfig, fit, work_folder
@@ -53,12 +51,10 @@ from distill.rollouts import driven_frames, open_rollouts, require_answers, stor
 from distill.same_ranges import require_same_ranges
 from distill.sampled_teacher import SampledTeacher
 from distill.scenes import Scenes, SeeingTeacher, look_at_episodes, look_at_scenes
-from distill.size_choice import add_size_arguments, asked_architecture, forget_choice
 from distill.spent import Spent
 from distill.student import Student, StudentPolicy
 from distill.student_batches import StudentBatches, StudentInTraining
 from distill.student_sizes import size_name
-from distill.target_options import add_target_arguments, target_settings
 from distill.teachers import teacher_for
 from distill.text_encoder import load_text_encoder
 from distill.train_config import TrainConfig
@@ -68,7 +64,7 @@ from episodes.lerobot_dataset import LeRobotDataset, open_dataset
 from episodes.seeds import TRAIN_SEED_START, TUNING_SEED_START
 from episodes.split import split_episodes
 
-__all__ = ["TrainConfig", "add_arguments", "distill", "run", "student_spec"]
+__all__ = ["TrainConfig", "distill", "student_spec"]
 
 SAMPLES = 16
 _SCENE_SEED_START = TRAIN_SEED_START + 600_000  # training seeds that neither collection nor driving reaches
@@ -113,12 +109,13 @@ def distill(
         CheckpointError: The teacher cannot be loaded.
         RemoteError: The server does not answer; what has been labelled is kept.
         SpecError: Teacher and dataset do not fit, in their ranges (`distill.same_ranges`) or otherwise, the labels are another teacher's, there are fewer updates than rounds, a batch cannot be
-            shared out among the processes, or there is patience without a suite.
+            shared out among the processes, there is patience without a suite, or bfloat16 that this machine has no arithmetic for.
         TrainingError: A loss, a gradient or the weights are not finite.
         MissingLibraryError: `tensorboard` is not installed, and asked for.
         StorageError: `out` exists, or cannot be written.
     """
     config, out, here = config or TrainConfig(), Path(out), processes()
+    precision = FitConfig(steps=1, bf16=config.bf16).precision  # Refused before hours of labels, not after them.
     if tensorboard is not None:
         require_tensorboard()
     if out.exists() and not overwrite:
@@ -162,7 +159,8 @@ def distill(
     states, actions = dataset.read_vectors(train_rows)
     tokenizer, taught_by = ActionTokenizer.fit(actions, action), None
     if config.samples and asked is not None:
-        asked = SampledTeacher(asked, tokenizer, config.samples, "mean" if config.target == "regression" else "binned")
+        bins = any_store.identity.tokenizer if any_store is not None else tokenizer  # All answers in the same ones.
+        asked = SampledTeacher(asked, bins, config.samples, "mean" if config.target == "regression" else "binned")
     if any_store is not None:
         _require_labels_of(asked, any_store)
         tokenizer, taught_by = any_store.identity.tokenizer, any_store.identity.teacher
@@ -234,6 +232,7 @@ def distill(
             steps=config.steps // rounds,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
+            bf16=config.bf16,
             seed=config.seed * 100 + number,
         )
         if config.patience is not None:
@@ -281,7 +280,7 @@ def distill(
             "updates": judge.updates if judge is not None else rounds * (config.steps // rounds),
             "processes": here.num_processes,
             "device": here.device.type,
-            "precision": settings.precision,
+            "precision": precision,
             **Spent.total(work),
             "judgements": judge.judgements if judge is not None else None,
             "best_judgement": judge.best if judge is not None else None,
@@ -362,136 +361,3 @@ def _save(student: Student, frames: Frames, out: Path, lineage: dict[str, Any], 
         logs = sorted(work.glob("log-*.jsonl"))
         write_bytes(partial / "train_log.jsonl", b"".join(log.read_bytes() for log in logs))
         write_bytes(partial / "README.md", student_card(student, lineage).encode())
-
-
-EPILOG = """\
-examples:
-  actlet distill --data data/table --out checkpoints/student                      with the teacher that comes along
-  actlet distill --data data/table --teacher ws://10.0.0.2:8000 --out checkpoints/student       with `actlet serve` on a larger machine
-  actlet distill --data data/table --teacher none --out checkpoints/cloned        behaviour cloning
-  actlet distill --data data/table --quantize-aware int4 --out checkpoints/student     with int4's rounding, to be quantized to it
-  actlet distill --data data/table --labels labels/table --out checkpoints/student     with answers that actlet label wrote
-  actlet distill --data data/table --size nano --out checkpoints/nano
-  actlet distill --data data/table --budget-ms 5 --precision int8 --out checkpoints/student    the largest that decides in 5 ms here
-  actlet distill --data data/table --patience 2 --out checkpoints/student         ends when it gets no better in simulation
-  torchrun --nproc_per_node 2 -m distill.train --data data/table --labels labels/table --out checkpoints/student    two processes or GPUs
-  actlet distill --data data/recordings --teacher none --suite none --out checkpoints/real
-  actlet distill --data data/recordings --rollouts data/monday data/tuesday --suite none --out checkpoints/better    runs of a student, on the robot
-  actlet distill --data data/recordings --teacher ws://10.0.0.2:8000 --samples 8 --suite none --out checkpoints/pi   a flow's samples
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the verb `distill`."""
-    defaults = TrainConfig()
-    parser.epilog = EPILOG
-    parser.add_argument("--data", required=True, help="a LeRobotDataset folder (v3.0 or v2.1)")
-    parser.add_argument("--out", required=True, help="the checkpoint folder to make")
-    parser.add_argument(
-        "--teacher",
-        default=SHIPPED,
-        help="a teacher's folder, the ws:// of a server, or 'none' (default: %(default)s, which comes along)",
-    )
-    parser.add_argument(
-        "--suite", default="tabletop", help="simulated suite for on-policy rounds, or 'none' for recordings (default: tabletop)"
-    )
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        help="folders that 'actlet label' wrote for this dataset or a rollout, in place of asking the teacher about it",
-    )
-    parser.add_argument(
-        "--rollouts",
-        nargs="+",
-        default=(),
-        help="LeRobotDataset folders in which a student drove the robot: states for the teacher to label",
-    )
-    add_size_arguments(parser)
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="updates, all rounds together (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=int, default=defaults.rounds, help="rounds of training; between them the student drives (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=defaults.batch_size, help="frames per update, of all processes together (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--on-policy-episodes",
-        type=int,
-        default=defaults.on_policy_episodes,
-        help="episodes that the student drives between two rounds (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--scenes", type=int, default=defaults.scenes, help="new scenes seen through the teacher's eyes (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--delay-steps",
-        type=int,
-        default=defaults.delay_steps,
-        help="largest delay, in control steps, that the student is trained for; it is told what is on its way (default: %(default)s)",
-    )
-    parser.add_argument("--horizon", type=int, default=defaults.horizon, help="actions in a chunk (default: %(default)s)")
-    parser.add_argument(
-        "--patience",
-        type=int,
-        help=f"a round ends after this many judgements without more success, one every {defaults.judge_every} updates; the best weights are kept (default: off)",
-    )
-    parser.add_argument(
-        "--judge-episodes",
-        type=int,
-        default=defaults.judge_episodes,
-        help="episodes of a judgement, of tuning seeds (default: %(default)s)",
-    )
-    parser.add_argument("--tensorboard", metavar="FOLDER", help="write TensorBoard's files there too (needs: pip install tensorboard)")
-    add_target_arguments(parser)
-    parser.add_argument(
-        "--quantize-aware", choices=("int8", "int4"), help="train with this precision's rounding, so that quantizing takes less away"
-    )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that exists")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """The verb `distill`."""
-    teacher = None if arguments.teacher == "none" else teacher_folder(arguments.teacher)
-    config = TrainConfig(
-        steps=arguments.steps,
-        rounds=arguments.rounds,
-        batch_size=arguments.batch_size,
-        horizon=arguments.horizon,
-        execute_steps=min(TrainConfig().execute_steps, arguments.horizon),
-        delay_steps=min(arguments.delay_steps, arguments.horizon - 1),
-        on_policy_episodes=arguments.on_policy_episodes,
-        scenes=arguments.scenes,
-        patience=arguments.patience,
-        judge_episodes=arguments.judge_episodes,
-        quantize_aware=arguments.quantize_aware,
-        seed=arguments.seed,
-        **target_settings(arguments),
-    )
-    architecture = asked_architecture(arguments, lambda: student_spec(open_dataset(arguments.data), config))
-    config = dataclasses.replace(config, architecture=dataclasses.replace(architecture, mode_reach=arguments.mode_reach))
-    suite = None if arguments.suite == "none" else arguments.suite
-    out = distill(
-        arguments.data,
-        arguments.out,
-        teacher=teacher,
-        suite=suite,
-        labels=arguments.labels,
-        rollouts=arguments.rollouts,
-        config=config,
-        overwrite=arguments.overwrite,
-        tensorboard=arguments.tensorboard,
-    )
-    here = processes()
-    if here.is_main_process:
-        forget_choice(out)
-        print((out / "README.md").read_text(encoding="utf-8"))
-        print(f"student written to {out}")
-    here.destroy_process_group()
-    return 0
-
-
-if __name__ == "__main__":
-    from actlet.command_line import main
-
-    sys.exit(main(["distill", *sys.argv[1:]]))

@@ -20,7 +20,7 @@ class TrainConfig:
 
     steps: int = 1800
     """Optimizer updates, shared out evenly among the rounds."""
-    rounds: int = 2
+    rounds: int = 3
     """How often the student is fitted, the learning rate starting anew; before each but the first it drives, and the teacher labels
     what it reached. Without a teacher or a suite there is one round."""
     batch_size: int = 64
@@ -37,8 +37,6 @@ class TrainConfig:
     """Largest delay, in control steps, from an observation to the first command that answers it, which the student is trained for: it is told
     what is on its way meanwhile, and answers for what will then have happened (`distill.student_batches`). 0: it is told nothing. A control
     loop that does not wait for its policy has a delay of 1 even if the policy answers at once."""
-    wait_share: float = 0.25
-    """Share of the frames with a delay in which standing still is on its way instead; see `distill.student_batches`."""
     target: Target = "soft"
     """What a teacher's answer becomes: its distribution, a label around its most probable bin, or its expected action; see `distill.targets`."""
     sigma: float = 12.0
@@ -76,6 +74,8 @@ class TrainConfig:
     """Share of a batch that is made of scenes and glances."""
     feature_weight: float = 2.0
     """Weight of seeing in them what the teacher sees."""
+    bf16: bool | None = None
+    """Compute in bfloat16 where weights and losses stay float32: None for a GPU that can, True for a processor that can as well."""
     quantize_aware: Literal["int8", "int4"] | None = None
     """Train with the rounding of this precision, so that `actlet quantize` takes less away: see `distill.fake_quantize`. The checkpoint is
     a float one all the same."""
@@ -115,8 +115,6 @@ class TrainConfig:
             raise SpecError(
                 f"delay_steps {self.delay_steps}: expected 0 .. horizon - 1 ({self.horizon - 1}); a shorter chunk allows less delay."
             )
-        if not 0 <= self.wait_share <= 1:
-            raise SpecError(f"wait_share {self.wait_share}: expected 0 .. 1.")
         if not 0 < self.labelled_share <= 1:
             raise SpecError(f"labelled_share {self.labelled_share}: expected 0 < share <= 1; without a teacher, pass none.")
         if not 0 <= self.undecided_share <= 1:

@@ -203,7 +203,9 @@ def told_student() -> Student:
 
 
 def test_what_is_on_its_way_changes_the_answer(told_student: Student) -> None:
-    """Other actions on their way, another answer; and none at all is another answer still."""
+    """Once it has learned from it: other actions on their way, another answer; and none at all is another answer still."""
+    assert told_student.committed_layer is not None
+    torch.nn.init.normal_(told_student.committed_layer[1].weight)
     told = [torch.tensor([[[1.0, dx, 0, 0], [0, 0, 0, 0]]]) for dx in (-0.4, 0.4)] + [torch.zeros(1, 2, 4)]
     answers = [told_student(*inputs(1), committed).logits for committed in told]
     assert all(not torch.equal(answers[i], answers[j]) for i, j in ((0, 1), (0, 2), (1, 2)))

@@ -11,6 +11,7 @@ import numpy as np
 import point_reach
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from actlet.action_tokens import ActionTokenizer
 from actlet.command_line import main
@@ -201,6 +202,24 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, float], message
     """Fewer scenes, rounds or judgements than there can be, or a batch without demonstrations."""
     with pytest.raises(SpecError, match=message):
         tiny(**settings)
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="needs a processor with bfloat16")
+def test_a_processor_that_can_trains_in_bfloat16(data: Path, tmp_path: Path) -> None:
+    """Only if asked; the weights are float32 all the same, and not those of a run in float32."""
+    plain, short = (distill(data, tmp_path / str(bf16), suite=SUITE, config=tiny(bf16=bf16)) for bf16 in (None, True))
+    precisions = [read_json(out / "config.json")["lineage"]["precision"] for out in (plain, short)]
+    assert precisions == ["fp32", "bf16"]
+    weights = [load_file(out / "model.safetensors") for out in (plain, short)]
+    assert all(tensor.dtype == weights[0][name].dtype and tensor.isfinite().all() for name, tensor in weights[1].items())
+    assert not torch.equal(*(w["mix.0.weight"] for w in weights))
+
+
+def test_bfloat16_is_refused_where_it_would_be_imitated(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is labelled."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    with pytest.raises(SpecError, match=r"bfloat16 on this cpu.*--no-bf16"):
+        distill(data, tmp_path / "student", suite=SUITE, config=tiny(bf16=True))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
