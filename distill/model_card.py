@@ -102,6 +102,13 @@ def _cost(lineage: dict[str, Any]) -> list[str]:
         f"{lineage['train_wall_s']:.0f} s on the clock and {lineage['train_cpu_s']:.0f} s of processors, driving and asking the teacher included",
         f"- seeds: {', '.join(seeds)}",
     ]
+    if lineage["drove"]:
+        delays = lineage["training"]["delay_steps"]
+        late = f", its answers 0 to {delays} steps late" if delays else ""
+        rates = ", then ".join(f"{drive['successes']} of {drive['episodes']}" for drive in lineage["drove"])
+        lines.append(
+            f"- driving between the rounds, in other scenes each time{late}, it succeeded in {rates}; the last round is not among them"
+        )
     if best is not None:
         lines.append(
             f"- the best of {len(lineage['judgements'])} judgements: {best['successes']} of {best['episodes']} episodes, after update "

@@ -215,12 +215,13 @@ def distill(
         with here.main_process_first():
             reached_before = driven_frames(driven, stores, asked, work / "rollouts")
         frames = Frames.concatenate([frames, *reached_before])
-    judge = None
+    judge, drove = None, []
     for number in range(rounds):
         if number > 0:
             folder = work / f"round-{number}"
             with here.main_process_first():
                 visited = on_policy_episodes(module.student, suite, config, folder, number)
+                drove.append({"successes": sum(episode.success for episode in visited), "episodes": len(visited)})
                 names = [f"on-policy episode {i} of round {number}, seed {episode.seed}" for i, episode in enumerate(visited)]
                 reached = Frames.from_episodes(visited, observation, action, by_expert=False, names=names)
                 reached.distribution = label_frames(asked, reached, folder / "labels", label="teacher's answers, on-policy")
@@ -276,6 +277,7 @@ def distill(
             "scenes": len(scenes.state) if scenes is not None else 0,
             "size": size_name(config.architecture),
             "training": dataclasses.asdict(config),
+            "drove": drove,
             "seeds": _seeds(config, rounds, scenes is not None),
             "updates": judge.updates if judge is not None else rounds * (config.steps // rounds),
             "processes": here.num_processes,

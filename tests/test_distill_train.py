@@ -125,7 +125,11 @@ def test_a_teacher_labels_demonstrations_and_what_the_student_reached(data: Path
     assert [row["step"] for row in log] == [0, 0]
     assert all(row["features"] > 0 for row in log)
     assert read_json(out / "config.json")["lineage"]["teacher"] == sha256(teacher / "adapter.safetensors")
-    assert "11 scenes and frames" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "11 scenes and frames" in card
+    [drive] = read_json(out / "config.json")["lineage"]["drove"]
+    assert drive["episodes"] == 2
+    assert f"its answers 0 to 2 steps late, it succeeded in {drive['successes']} of 2; the last round is not" in card
     assert load_student(out).tokenizer.to_dict() == load_teacher(teacher).tokenizer.to_dict()
 
 
