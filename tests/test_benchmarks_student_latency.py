@@ -132,12 +132,12 @@ def test_a_run_that_was_cut_off_keeps_its_size(
 
     monkeypatch.setattr(student_latency, "measure_sizes", lambda *_, **__: MEASURED)
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("distill.train.distill", stop)
+        interrupted.setattr("distill.train_command.distill", stop)
         assert main(command(data, tmp_path / "student", "--budget-ms", "1.5")) == 130
     slower = [dataclasses.replace(row, cpu_p99_ms=row.cpu_p99_ms * 1.2) for row in MEASURED]
     monkeypatch.setattr(student_latency, "measure_sizes", lambda *_, **__: slower)
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("distill.train.distill", stop)
+        interrupted.setattr("distill.train_command.distill", stop)
         assert main(command(data, tmp_path / "student", "--budget-ms", "1.1")) == 2
         assert "takes 1.20 ms" in capsys.readouterr().err
     assert main(command(data, tmp_path / "student", "--budget-ms", "1.5")) == 0
