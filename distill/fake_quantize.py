@@ -75,7 +75,13 @@ class FakeQuantizer(nn.Module):
         self.register_buffer("ranges", torch.zeros(len(self.values), 2), persistent=False)  # (values, low and high)
 
     def forward(
-        self, student: Student, images: Sequence[Tensor], state: Tensor, instruction: Tensor, committed: Tensor | None = None
+        self,
+        student: Student,
+        images: Sequence[Tensor],
+        state: Tensor,
+        instruction: Tensor,
+        committed: Tensor | None = None,
+        looks: Tensor | None = None,
     ) -> StudentOutput:
         """What `student` answers with its weights and activations rounded; in float before update `begin`."""
         updates, modules = int(self.updates), dict(student.named_modules())
@@ -85,7 +91,7 @@ class FakeQuantizer(nn.Module):
             for row, (name, side) in enumerate(self.values):
                 change = functools.partial(self._activation, row=row, decay=decay, active=active)
                 hooks.enter_context(_hook(modules[name], side, change))
-            output: StudentOutput = functional_call(student, weights, (images, state, instruction, committed))
+            output: StudentOutput = functional_call(student, weights, (images, state, instruction, committed, looks))
         if self.training:
             self.updates += 1
         return output

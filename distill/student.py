@@ -188,7 +188,14 @@ class Student(nn.Module):
         self.register_buffer("low", torch.tensor(spec.action.low), persistent=False)
         self.register_buffer("high", torch.tensor(spec.action.high), persistent=False)
 
-    def forward(self, images: Sequence[Tensor], state: Tensor, instruction: Tensor, committed: Tensor | None = None) -> StudentOutput:
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        state: Tensor,
+        instruction: Tensor,
+        committed: Tensor | None = None,
+        looks: Tensor | None = None,
+    ) -> StudentOutput:
         """Run the network.
 
         Args:
@@ -196,6 +203,7 @@ class Student(nn.Module):
             state: float32 (B, S), physical units.
             instruction: float32 (B, E), of `distill.text_encoder`.
             committed: float32 (B, D, 1 + A), of `actlet.protocols.committed_rows`; needed where D is not 0.
+            looks: int64 (R,), where `committed` has R rows: which of the B it is about. One look answers several of them.
         """
         condition = self.condition(((instruction - self.instruction_mean) / self.instruction_std).clamp(-5.0, 5.0))
         seen = []
@@ -207,13 +215,15 @@ class Student(nn.Module):
                 x = nn.functional.avg_pool2d(x, factor)
             x = trunk(x * (1 / 127.5) - 1.0, condition)
             seen += [squeeze(x), points(x, condition)]
-        seen.append(self.state_layer((state - self.state_mean) / self.state_std))
+        seen += [self.state_layer((state - self.state_mean) / self.state_std), condition]
+        if looks is not None:
+            seen = [part.index_select(0, looks) for part in seen]
         if self.committed_layer is not None:
             assert committed is not None
             is_on, actions = committed.split([1, self.spec.action.dim], dim=-1)
             actions = ((actions - self.committed_middle) * self.committed_scale).clamp(-2.0, 2.0)
-            seen.append(self.committed_layer(torch.cat([is_on, actions * is_on], dim=-1)))
-        features = self.mix(self.dropout(torch.cat([*seen, condition], dim=1)))  # (B, F)
+            seen.insert(-1, self.committed_layer(torch.cat([is_on, actions * is_on], dim=-1)))
+        features = self.mix(self.dropout(torch.cat(seen, dim=1)))  # (B, F)
         horizon, dim = self.spec.timing.horizon, self.spec.action.dim
         queries = self.queries(features).unflatten(1, (horizon, dim, self.config.token_rank))  # (B, H, A, R)
         logits = torch.matmul(queries.transpose(1, 2), self.bins.transpose(1, 2)).transpose(1, 2)  # (B, H, A, K)

@@ -5,8 +5,8 @@
 
 What the tokens of a chunk are taught: `distill.targets`.
 
-Delay training (`TrainConfig.delay_steps`; Black et al. 2025, training-time action conditioning): a frame is drawn with a delay d of 0 .. D steps. The
-student is told what is on its way meanwhile, and learns the rows from d on. Where it drove itself, that is what it really commanded, and what
+Delay training (`TrainConfig.delay_steps`; Black et al. 2025, training-time action conditioning): every frame is looked at once and answered twice, as
+if at once, and with a delay d of 1 .. D steps. For that the student is told what is on its way meanwhile, and learns the rows from d on. Where it drove itself, that is what it really commanded, and what
 comes after it are the teacher's answers to what t + d, t + d + 1, ... then looked like. Of a demonstration it is told to stand still for d steps, and what
 comes after that is what would have come at once::
 
@@ -53,10 +53,11 @@ class StudentInTraining(nn.Module):
         self.imitate = nn.Linear(student.config.features, teacher_features) if teacher_features else None
 
     def forward(
-        self, images: list[Tensor], state: Tensor, instruction: Tensor, committed: Tensor | None = None
+        self, images: list[Tensor], state: Tensor, instruction: Tensor, committed: Tensor | None = None, looks: Tensor | None = None
     ) -> tuple[StudentOutput, Tensor | None]:
-        """(B, ...) inputs -> the student's output, and its idea of the teacher's features (B, F'); float32, whatever it computed in."""
-        inputs = (images, state, instruction, committed)
+        """(B, ...) inputs, or with `looks` (R,) R rows of `committed` -> the student's output, and its idea of the teacher's features (R, F'); float32,
+        whatever it computed in."""
+        inputs = (images, state, instruction, committed, looks)
         output: StudentOutput = self.fake_quantizer(self.student, *inputs) if self.fake_quantizer is not None else self.student(*inputs)
         imitated = self.imitate(output.features).float() if self.imitate is not None else None
         return StudentOutput(output.logits.float(), output.waypoints.float(), output.features.float()), imitated
@@ -82,7 +83,7 @@ class _Drawn:
     rows: Tensor
     """int64 (R,), frames."""
     delays: Tensor
-    """int64 (R,), control steps by which the answer to each comes late."""
+    """int64 (R,), control steps by which the second answer to each comes late; 0 where there is none."""
     pairs: Tensor
     """int64 (P,), scenes under an instruction."""
     moves: list[Tensor]
@@ -181,7 +182,7 @@ class StudentBatches:
         """The whole batch."""
         config = self._config
         rows = self._frames.draw(config.batch_size - self._pairs, config.undecided_share, generator)
-        delays = torch.randint(self._told + 1, (len(rows),), generator=generator)
+        delays = torch.randint(1, self._told + 1, (len(rows),), generator=generator) if self._told else torch.zeros_like(rows)
         moves = [_moves(len(rows), pixels, generator) for pixels in self._shifts]
         pairs = torch.empty(0, dtype=torch.int64)
         if self._pairs:
@@ -197,10 +198,8 @@ class StudentBatches:
 
     def _losses(self, model: nn.Module, drawn: _Drawn) -> dict[str, Tensor]:
         config, here = self._config, self._device
-        places, delayed = drawn.rows.numpy(), drawn.delays.numpy()
-        is_shown = self._frames.by_expert[places]
-        waited = np.where(is_shown, delayed, 0)
-        index, weight = (torch.from_numpy(table).to(here) for table in self._frames.chunk_index(places, config.horizon, waited))
+        places = drawn.rows.numpy()
+        index, weight = (torch.from_numpy(table).to(here) for table in self._frames.chunk_index(places, config.horizon))
         rows, pairs, moves = drawn.rows.to(here), drawn.pairs.to(here), [each.to(here) for each in drawn.moves]
         count = len(rows)  # The first rows are demonstrations, the others scenes.
         images = [_shifted(small, rows, move[:count]) for small, move in zip(self._pictures, moves, strict=True)]
@@ -211,24 +210,40 @@ class StudentBatches:
             images = [torch.cat(both) for both in zip(images, seen, strict=True)]
             states, instructions = torch.cat([states, self._scene_state[scenes]]), torch.cat([instructions, self._scene_vectors[pairs]])
         noise = config.state_noise * self._state_std * drawn.noise.to(here)
-        rests = np.where(is_shown[:, None], self._frames.rest(places, self._action), np.nan)
-        committed = torch.from_numpy(self._frames.on_its_way(places, delayed, self._told, rests)).to(here)
-        committed = torch.cat([committed, committed.new_zeros(len(states) - count, *committed.shape[1:])])  # Scenes have not begun to move.
-        token_weight = None
+        committed = looks = token_weight = None
+        answers = torch.arange(count, device=here)  # Rows of the output whose tokens are taught.
         if self._told:
-            delays = drawn.delays.to(here)[:, None]  # (R, 1)
-            steps = torch.arange(config.horizon, device=here)
-            weight = weight * torch.where(steps == 0, True, (steps >= delays) & ~self._targets.ends(index))
-            token_weight = ((steps >= delays)[..., None] | self._is_terminate).float()  # (R, H, A)
-        output, imitated = model(images, states + noise, instructions, committed)
-        tokens = self._targets.loss(output.logits[:count], index, weight, token_weight)
+            late, late_index, late_weight, token_weight = self._late(drawn)
+            nothing = late.new_zeros(len(states), *late.shape[1:])
+            committed, looks = torch.cat([nothing, late]), torch.cat([torch.arange(len(states), device=here), answers])
+            answers = torch.cat([answers, answers + len(states)])
+            index, weight = torch.cat([index, late_index]), torch.cat([weight * self._learned(index), late_weight])
+            token_weight = torch.cat([torch.ones_like(token_weight), token_weight])
+        output, imitated = model(images, states + noise, instructions, committed, looks)
+        tokens = self._targets.loss(output.logits[answers], index, weight, token_weight)
         distance = nn.functional.smooth_l1_loss(output.waypoints[:count], self._waypoints[rows], reduction="none").mean((1, 2))
         way = (distance * self._expert[rows]).sum() / self._expert[rows].sum().clamp(min=1)
         losses = {"loss": tokens + config.waypoint_weight * way, "tokens": tokens, "waypoint": way}
         if len(pairs):
-            losses["features"] = nn.functional.smooth_l1_loss(imitated[count:], self._features[pairs])
+            losses["features"] = nn.functional.smooth_l1_loss(imitated[count : len(states)], self._features[pairs])
             losses["loss"] = losses["loss"] + config.feature_weight * losses["features"]
         return losses
+
+    def _learned(self, index: Tensor) -> Tensor:
+        """int64 (R, H), frames of chunks -> bool (R, H): what is learned of them, where a student is told what is on its way."""
+        return (torch.arange(index.shape[1], device=index.device) == 0) | ~self._targets.ends(index)
+
+    def _late(self, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the second answers what is on its way (R, D, 1 + A), the frames that they are taught from (R, H), and weights (R, H) and (R, H, A)."""
+        here, places, late = self._device, drawn.rows.numpy(), drawn.delays.numpy()
+        is_shown = self._frames.by_expert[places]
+        rests = np.where(is_shown[:, None], self._frames.rest(places, self._action), np.nan)
+        told = torch.from_numpy(self._frames.on_its_way(places, late, self._told, rests)).to(here)
+        tables = self._frames.chunk_index(places, self._config.horizon, np.where(is_shown, late, 0))
+        index, weight = (torch.from_numpy(table).to(here) for table in tables)
+        delays, steps = drawn.delays.to(here)[:, None], torch.arange(self._config.horizon, device=here)
+        in_time = steps >= delays  # (R, H)
+        return told, index, weight * self._learned(index) * (in_time | (steps == 0)), (in_time[..., None] | self._is_terminate).float()
 
     def _bad_targets(self, row: int) -> str:
         """Where the teacher's answers for a frame's chunk are not finite, in words; states and actions were refused when they were read."""

@@ -6,9 +6,10 @@ The policy works with a receding horizon: of every chunk `execute_steps` actions
     predict  one call with the observations of all lanes
     execute  every lane executes up to execute_steps actions of its own chunk
 
-With a delay of d steps (`PlannedEpisode.delay_steps`) a chunk comes too late for its first d rows: what is commanded at step t is row d of the
-chunk of step t - d, and the policy is told what is on its way (`Observation.committed`). In the first d steps zeros are
-commanded, which is to stand still where actions are displacements.
+With a delay of d steps (`PlannedEpisode.delay_steps`) a chunk comes too late for its first d rows, and a policy that thinks is not asked anew, as in
+the control loop: it is asked at t, told what is on its way (`Observation.committed`), its rows d .. 2d - 1 are commanded from step t + d on, and
+it is asked again at t + d. Of a chunk of H < 2d rows there are fewer, and it is asked again after H - d steps, as if it could think of two
+things at once. In the first d steps zeros are commanded, which is to stand still where actions are displacements.
 
 An episode depends on its seed and on the policy alone, so neither the number of lanes nor the company in a batch changes it, up to the
 rounding of the policy's own batched arithmetic. Every planned episode has exactly one outcome: an exception in one is its outcome.
@@ -239,11 +240,12 @@ class _Lane:
                 raise ActionError(
                     f"the policy answered actions of shape {chunk.actions.shape}, expected {expected} (H, A) of its specification."
                 )
-            if self._plan.delay_steps:
-                self._on_its_way.append(chunk.actions[self._plan.delay_steps])
-                self._step(self._on_its_way.popleft())
-                return
-            for action in chunk.actions[: spec.timing.execute_steps]:
+            late, actions = self._plan.delay_steps, list(chunk.actions[: spec.timing.execute_steps])
+            if late:
+                answered = chunk.actions[late : 2 * late]
+                self._on_its_way.extend(answered)
+                actions = [self._on_its_way.popleft() for _ in answered]
+            for action in actions:
                 if not self.over:
                     self._step(action)
         except Exception as error:

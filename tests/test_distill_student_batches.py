@@ -46,9 +46,11 @@ def drawn(frames: Frames, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, 
     batches = StudentBatches(student, frames, None, config)
 
     class Model(nn.Module):
-        def forward(self, images: list[Tensor], state: Tensor, instruction: Tensor, committed: Tensor) -> tuple[StudentOutput, None]:
-            seen.update(state=state, told=committed)
-            count = len(state)
+        def forward(
+            self, images: list[Tensor], state: Tensor, instruction: Tensor, committed: Tensor, looks: Tensor
+        ) -> tuple[StudentOutput, None]:
+            seen.update(state=state[looks], told=committed)
+            count = len(looks)
             return StudentOutput(torch.zeros(count, HORIZON, 4, 256), torch.zeros(count, 2, 2), torch.zeros(count, 1)), None
 
     def loss(logits: Tensor, index: Tensor, weight: Tensor, token_weight: Tensor) -> Tensor:
@@ -62,10 +64,14 @@ def drawn(frames: Frames, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, 
 
 
 def test_where_a_student_drove_it_is_told_what_it_commanded(frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All delays alike often; behind them the answers to what then came, and before them nothing but whether to end."""
+    """Each frame is answered at once and late, all delays alike often; behind them the answers to what then came, and before them nothing but whether
+    to end."""
     rows, told, index, weight = drawn(frames, monkeypatch)
     delays = told[:, :, 0].sum(1).astype(int)
-    assert np.bincount(delays).min() > 900
+    assert (delays[:3000] == 0).all()
+    assert np.bincount(delays[3000:]).tolist()[0] == 0
+    assert np.bincount(delays[3000:])[1:].min() > 1400
+    np.testing.assert_array_equal(rows[:3000], rows[3000:])
     last = frames.last[rows]
     for row, end, delay, rows_told, learned, weights in zip(rows, last, delays, told, index, weight, strict=True):
         assert not rows_told[delay:].any()

@@ -261,15 +261,19 @@ def test_motion_quality_of_known_motions() -> None:
     assert motion_quality(np.zeros((3, 2)), actions[:2], OBSERVATION, ACTION, 5.0).mean_squared_jerk is None
 
 
-@pytest.mark.parametrize("delay", [0, 1, 2])
-def test_under_a_delay_row_d_of_the_answer_of_d_steps_ago_is_executed(delay: int) -> None:
-    """Zeros first, then each chunk's row d; the policy is told what is on its way as far as it can be told of it."""
+@pytest.mark.parametrize(
+    ("delay", "rows"),
+    [(0, [10, 20, 30, 40, 50, 60]), (1, [0, 11, 21, 31, 41, 51]), (2, [0, 0, 12, 13, 22, 23]), (3, [0, 0, 0, 13, 23, 33])],
+)
+def test_under_a_delay_the_rows_from_d_on_are_executed_until_the_next_answer(delay: int, rows: list[int]) -> None:
+    """Zeros first, then of each chunk the rows that are in time, as many as pass until the next answer. The policy is told what is on its way as far as
+    it can be told of it."""
 
     class Numbered:
         """Row i of its n-th answer is a displacement that says n and i."""
 
         spec = dataclasses.replace(
-            reader().spec, timing=TimingSpec(rate_hz=5, horizon=4, execute_steps=1, max_delay_steps=2, committed_steps=1)
+            reader().spec, timing=TimingSpec(rate_hz=5, horizon=4, execute_steps=1, max_delay_steps=3, committed_steps=1)
         )
 
         def __init__(self) -> None:
@@ -278,18 +282,19 @@ def test_under_a_delay_row_d_of_the_answer_of_d_steps_ago_is_executed(delay: int
         def predict(self, observations: list[Observation], instructions: list[str]) -> list[ActionChunk]:
             self.heard.append(observations[0].committed)
             actions = np.zeros((4, 4), np.float32)
-            actions[:, 1] = 1e-4 * len(self.heard) + 1e-6 * np.arange(4)
+            actions[:, 1] = 1e-4 * (10 * len(self.heard) + np.arange(4))
             return [ActionChunk(actions, np.ones(4, np.float32))]
 
     policy = Numbered()
     (episode,) = collect_states(lambda: policy, SUITE, [10], workers=1, delays=[delay], progress=False)
-    moves = episode.action[:6, 1]
-    np.testing.assert_allclose(moves, [0.0] * delay + [1e-4 * n + 1e-6 * delay for n in range(1, 7 - delay)], rtol=1e-4)
-    heard = policy.heard[:5]
+    moves = episode.action[:, 1]
+    np.testing.assert_allclose(moves[:6], 1e-4 * np.float32(rows), rtol=1e-4)
+    between = {0: 1, 1: 1, 2: 2, 3: 1}[delay]  # Steps from question to question.
+    assert len(policy.heard) == -(-len(moves) // between)
     if delay == 0:
-        assert heard == [None] * 5
+        assert not any(told is not None for told in policy.heard)
     else:
-        np.testing.assert_allclose([told[0, 1] for told in heard], moves[:5], rtol=1e-4)
+        np.testing.assert_allclose([told[0, 1] for told in policy.heard if told is not None], moves[::between], rtol=1e-4)
 
 
 def test_a_delay_as_long_as_a_chunk_is_refused() -> None:
