@@ -26,8 +26,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,16 +74,8 @@ class FakeQuantizer(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("ranges", torch.zeros(len(self.values), 2), persistent=False)  # (values, low and high)
 
-    def forward(
-        self,
-        student: Student,
-        images: Sequence[Tensor],
-        state: Tensor,
-        instruction: Tensor,
-        committed: Tensor | None = None,
-        looks: Tensor | None = None,
-    ) -> StudentOutput:
-        """What `student` answers with its weights and activations rounded; in float before update `begin`."""
+    def forward(self, student: Student, *inputs: Any) -> StudentOutput:
+        """What `student` answers to its inputs with its weights and activations rounded; in float before update `begin`."""
         updates, modules = int(self.updates), dict(student.named_modules())
         active, decay = updates >= self.begin, min(_RANGE_DECAY, (1 + updates) / (10 + updates))  # so that it forgets where it began
         weights = {f"{name}.weight": self._weight(modules, name) for name in self.layers} if active else {}
@@ -91,7 +83,7 @@ class FakeQuantizer(nn.Module):
             for row, (name, side) in enumerate(self.values):
                 change = functools.partial(self._activation, row=row, decay=decay, active=active)
                 hooks.enter_context(_hook(modules[name], side, change))
-            output: StudentOutput = functional_call(student, weights, (images, state, instruction, committed, looks))
+            output: StudentOutput = functional_call(student, weights, inputs)
         if self.training:
             self.updates += 1
         return output

@@ -80,7 +80,7 @@ class FitConfig:
             can = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             features = getattr(torch.cpu, "get_capabilities", dict)()
-            can = any(features.get(name, False) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"))
+            can = any(features.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
         if self.bf16 and not can:
             raise SpecError(
                 f"bfloat16 on this {here.type}: it has no arithmetic for it, and imitating it is slower. Leave it out (--no-bf16)."

@@ -6,9 +6,9 @@
 What the tokens of a chunk are taught: `distill.targets`.
 
 Delay training (`TrainConfig.delay_steps`; Black et al. 2025, training-time action conditioning): every frame is looked at once and answered twice, as
-if at once, and with a delay d of 1 .. D steps. For that the student is told what is on its way meanwhile, and learns the rows from d on. Where it drove itself, that is what it really commanded, and what
-comes after it are the teacher's answers to what t + d, t + d + 1, ... then looked like. Of a demonstration it is told to stand still for d steps, and what
-comes after that is what would have come at once::
+if at once, and with a delay d of 1 .. D steps. For that the student is told what is on its way meanwhile, and learns the rows from d on. Where it
+drove itself, that is what it really commanded, and what comes after it are the teacher's answers to what t + d, t + d + 1, ... then looked like. Of
+a demonstration it is told to stand still for d steps, and what comes after that is what would have come at once::
 
     frame t, d = 2, driven          told  c0    c1        learned  -  -  a2  a3 ...
     frame t, d = 2, demonstrated    told  rest  rest      learned  -  -  a0  a1 ...
