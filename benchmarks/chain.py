@@ -2,8 +2,8 @@
 
 Every stage writes one whole folder (or file). Beside them, ``.stages/<name>.json`` keeps the stage's fingerprint (a hash of
 its arguments, of its inputs' content and of actlet's version), the hash of what it wrote, and what it cost. A stage is
-skipped if its fingerprint is the same and its output is unaltered. Otherwise its output is removed and made again, which
-changes the fingerprint of the stages after it.
+skipped if its fingerprint is the same and its output is unaltered. Otherwise it says what differs and is made again, which
+changes the fingerprint of the stages after it; what it had made before is kept as ``<name>.before`` until the new one stands.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Chain:
             name: Its folder (or file) below the root.
             title: What it does, for people.
             work: Called with the path that it must make.
-            arguments: Everything that its output depends on, as JSON types.
+            arguments: Everything that its output depends on, as JSON types. One that is None is as good as one that is not there, so a new
+                setting that is off leaves what was made without it.
             inputs: Name -> a path, whose content counts, or a string that stands for one.
 
         Returns:
@@ -74,7 +75,8 @@ class Chain:
         """
         place, stamp = self.root / name, self.root / ".stages" / f"{name.replace('/', '-')}.json"
         hashes = {key: tree_hash(value) if isinstance(value, Path) else value for key, value in inputs.items()}
-        asked = {"stage": name, "arguments": arguments, "inputs": hashes, "actlet": __version__}
+        given = {key: value for key, value in arguments.items() if value is not None}
+        asked = json.loads(json.dumps({"stage": name, "arguments": given, "inputs": hashes, "actlet": __version__}))
         fingerprint = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         heading = f"[{len(self.records) + 1}/{self.total}] {title}"
         before = read_json(stamp) if stamp.is_file() else {}
@@ -82,16 +84,38 @@ class Chain:
             self.records.append({**before["record"], "skipped": True})
             print(f"{heading}: done before ({_cost(before['record'])})", file=sys.stderr, flush=True)
             return place
-        print(f"{heading} ...", file=sys.stderr, flush=True)
+        print(f"{heading} ...{_why(before, asked)}", file=sys.stderr, flush=True)
+        kept = place.with_name(f"{place.name}.before")
+        if before and place.exists():
+            _remove(kept)
+            place.rename(kept)
         stamp.unlink(missing_ok=True)
-        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+        _remove(place)
         wall, cpu = time.monotonic(), cpu_seconds()
         work(place)
         record = {"name": name, "title": title, "wall_s": time.monotonic() - wall, "cpu_s": cpu_seconds() - cpu, "date": utc_now()}
         write_json(stamp, {"fingerprint": fingerprint, "asked": asked, "output": tree_hash(place), "record": record})
+        _remove(kept)
         self.records.append({**record, "skipped": False})
         print(f"    {_cost(record)}", file=sys.stderr, flush=True)
         return place
+
+
+def _remove(place: Path) -> None:
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+
+
+def _why(before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Why a stage that was done is not taken as done; empty for one that was not."""
+    if not before:
+        return ""
+    old, new = (
+        {f"{part}.{key}": value for part in ("arguments", "inputs") for key, value in record[part].items()}
+        for record in (before["asked"], asked)
+    )
+    other = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    other += ["actlet"] * (before["asked"]["actlet"] != asked["actlet"])
+    return f" again: {', '.join(other) or 'its output'} changed"
 
 
 def _cost(record: Mapping[str, Any]) -> str:

@@ -47,6 +47,33 @@ def test_other_arguments_make_it_again(tmp_path: Path) -> None:
     assert work.calls == 2
 
 
+def test_it_says_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hours of work are not done again without a word on why."""
+    stage(tmp_path, Maker(), arguments={"episodes": 3, "steps": 1})
+    stage(tmp_path, Maker(), arguments={"episodes": 4, "steps": 1}, source="other")
+    assert "again: arguments.episodes, inputs.source changed" in capsys.readouterr().err
+
+
+def test_a_setting_that_is_off_changes_nothing(tmp_path: Path) -> None:
+    """What was made before there was such a setting stands."""
+    work = Maker()
+    stage(tmp_path, work, arguments={"episodes": 3})
+    stage(tmp_path, work, arguments={"episodes": 3, "bf16": None})
+    assert work.calls == 1
+
+
+def test_what_was_made_before_is_kept_until_the_new_stands(tmp_path: Path) -> None:
+    """A run with other settings that is stopped has not cost the old result."""
+    stage(tmp_path, Maker("old"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="cut off"):
+            stage(tmp_path, Maker(fail=True), arguments={"episodes": 4})
+        assert (tmp_path / "one.before" / "file").read_text() == "old"
+    stage(tmp_path, Maker("new"), arguments={"episodes": 4})
+    assert (tmp_path / "one" / "file").read_text() == "new"
+    assert not (tmp_path / "one.before").exists()
+
+
 def test_another_input_makes_it_again(tmp_path: Path) -> None:
     """The content of the input counts, not its name or date."""
     work, source = Maker(), tmp_path / "source"
@@ -57,13 +84,14 @@ def test_another_input_makes_it_again(tmp_path: Path) -> None:
     assert work.calls == 2
 
 
-def test_an_altered_output_is_made_again(tmp_path: Path) -> None:
+def test_an_altered_output_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What somebody changed by hand is not taken for a result."""
     work = Maker()
     stage(tmp_path, work)
     (tmp_path / "one" / "file").write_text("altered")
     stage(tmp_path, work)
     assert work.calls == 2
+    assert "again: its output changed" in capsys.readouterr().err
     assert (tmp_path / "one" / "file").read_text() == "made"
 
 
