@@ -13,7 +13,8 @@ answers that are 1, 2 and 4 ticks late while the arm moves on (`benchmarks.delay
 lifted to the one that is measured). Intervals are over episodes, one training run each: they say nothing of how runs differ.
 
 A second part asks where distillation counts: with few demonstrations, and on what no demonstration shows, where the new scenes and the
-driving are on more varied tables, with a teacher that knows them (`DistillationConfig.varied_suite`).
+driving are on more varied tables, with a teacher that knows them (`DistillationConfig.varied_suite`). A third makes other students by the
+last method: smaller and larger ones, and ones that round in training.
 
     python -m benchmarks.distillation --out runs/distillation                    all of it; many hours without a GPU
     python -m benchmarks.distillation --out runs/quick --quick                   shows that the chain runs
@@ -38,8 +39,16 @@ from actlet.provenance import utc_now
 from actlet.storage import write_bytes, write_json
 from benchmarks import distillation_stages as stages
 from benchmarks.chain import Chain
-from benchmarks.distillation_config import BASELINE, METHODS, PARTS, PLANS, DistillationConfig, SuitePlan
-from benchmarks.distillation_rows import compare_rows, distillation_row, distillation_table, judged, second_table, with_differences
+from benchmarks.distillation_config import BASELINE, METHODS, PARTS, PLANS, DistillationConfig, SuitePlan, Variant
+from benchmarks.distillation_rows import (
+    compare_rows,
+    distillation_row,
+    distillation_table,
+    judged,
+    second_table,
+    variants_table,
+    with_differences,
+)
 from benchmarks.machine import describe_machine, describe_versions
 from distill import SHIPPED
 
@@ -55,7 +64,8 @@ def measure_distillation(out: Path, config: DistillationConfig | None = None) ->
 
     Returns:
         JSON types: ``date, machine, versions, conditions, config, rows`` (see `distillation_row`, with ``against``), ``few`` and ``unseen`` (rows of
-        `judged` with ``method, against`` and ``demonstrations`` or ``axis``; None where the part was not asked for), ``quick``, and ``stages``.
+        `judged` with ``method, against`` and ``demonstrations`` or ``axis``; None where the part was not asked for), ``variants`` (the same with
+        ``variant, precision, student, train_cpu_s``), ``quick``, and ``stages``.
 
     Raises:
         ActletError: A stage failed; finished ones are kept.
@@ -65,6 +75,7 @@ def measure_distillation(out: Path, config: DistillationConfig | None = None) ->
     rows = [row for plan in config.suites for row in _table(chain, config, plan)] if "table" in config.parts else []
     few = _few(chain, config) if "few" in config.parts else None
     unseen = _unseen(chain, config) if "unseen" in config.parts else None
+    variants = _variants(chain, config) if "variants" in config.parts else None
     about = {"date": utc_now(), "machine": describe_machine(), "versions": describe_versions()}
     return {
         **about,
@@ -74,6 +85,7 @@ def measure_distillation(out: Path, config: DistillationConfig | None = None) ->
         "rows": with_differences(rows),
         "few": few,
         "unseen": unseen,
+        "variants": variants,
         "stages": chain.records,
     }
 
@@ -161,6 +173,38 @@ def _unseen(chain: Chain, config: DistillationConfig) -> list[dict[str, Any]]:
     return rows
 
 
+def _variants(chain: Chain, config: DistillationConfig) -> list[dict[str, Any]]:
+    """The full recipe as it is, and each variant of it, which is compared with it in its own precision."""
+    plan = config.second
+    taught_by, _ = stages.teacher(chain, config, plan)
+    data = _data(chain, config, plan)
+    labelled = stages.labels(chain, data, taught_by, f"{plan.name}/labels")
+    place = f"{plan.name}/{stages.slug(config.full)}"  # The table's own, which is not trained twice.
+    asked = {config.full: (place, f"{plan.name}/episodes/{stages.slug(config.full)}", Variant(changes={}, precisions=config.precisions))}
+    for name, variant in config.variants.items():
+        asked[name] = (f"variants/{stages.slug(name)}", f"variants/{stages.slug(name)}/episodes", variant)
+    rows = []
+    for name, (folder, episodes, variant) in asked.items():
+        made = stages.student(
+            chain,
+            config,
+            folder,
+            config.full,
+            suite=plan.suite,
+            data=data,
+            taught_by=taught_by,
+            labelled=labelled,
+            precisions=tuple(dict.fromkeys(("float", *variant.precisions))),
+            changes=variant.changes,
+        )
+        for precision in variant.precisions:
+            found = stages.outcomes(chain, config, f"{episodes}-{precision}.json", made.bundles[precision], plan.suite)
+            row = {"variant": name, "precision": precision, "student": made.size, "train_cpu_s": made.train_cpu_s, **judged(found)}
+            other = next((r for r in rows if (r["variant"], r["precision"]) == (config.full, precision)), None)
+            rows.append({**row, "against": {} if other is None else {config.full: compare_rows(row, other)}})
+    return rows
+
+
 def _second(setting: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row a method, each compared with `BASELINE` in the same setting."""
     return [
@@ -205,6 +249,8 @@ def distillation_text(document: Mapping[str, Any], *, markdown: bool = True) -> 
     for part, key in (("few", "demonstrations"), ("unseen", "axis")):
         if document[part]:
             parts.append(second_table(document[part], key, markdown=markdown))
+    if document.get("variants"):
+        parts.append(variants_table(document["variants"], markdown=markdown))
     return "\n\n".join([*parts, document["conditions"]])
 
 
@@ -237,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suites", nargs="+", choices=list(PLANS), default=list(PLANS), help="of the table (default: all)")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="(default: all)")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the table, and the second part's two (default: all)"
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the table, and what is asked beside it (default: all)"
     )
     parser.add_argument("--teacher", nargs="+", default=[], metavar="SUITE=TEACHER", help="another teacher than the suite's own")
     parser.add_argument("--episodes", type=int, help=f"report episodes (default: {DistillationConfig.episodes})")
@@ -268,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(distillation_text(document, markdown=False))
     print("\nA quick run: the chain works; its figures say nothing about quality.\n" if config.quick else "")
-    print(json.dumps({key: value for key, value in document.items() if key not in ("rows", "few", "unseen", "stages")}))
+    print(json.dumps({key: value for key, value in document.items() if key not in ("rows", "few", "unseen", "variants", "stages")}))
     return 0
 
 

@@ -1,7 +1,8 @@
 """What is compared in the ablation of policy distillation, and on how much.
 
 A method is a named difference of `distill.train_config.TrainConfig`, so a new one is one entry of `METHODS`. From "soft tokens" on, each has
-what the one before has, and one thing more. All have the same demonstrations, the same number of updates and the same seed.
+what the one before has, and one thing more. All have the same demonstrations, the same number of updates and the same seed. A variant
+(`VARIANTS`) is a difference from the last method: another size, or training that rounds.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from benchmarks.generalisation import AXES
 from benchmarks.latency import LatencyConfig
 from distill import SHIPPED
 from distill.student import StudentConfig
+from distill.student_sizes import SIZES
 from distill.teach import TeachConfig
 from distill.teacher_config import TeacherConfig
 from distill.train_config import TrainConfig
 
-__all__ = ["BASELINE", "METHODS", "PARTS", "PLANS", "PRECISIONS", "DistillationConfig", "Method", "SuitePlan"]
+__all__ = ["BASELINE", "METHODS", "PARTS", "PLANS", "PRECISIONS", "VARIANTS", "DistillationConfig", "Method", "SuitePlan", "Variant"]
 
 BASELINE = "behaviour cloning"
 PRECISIONS = ("float", "int8", "int4")
-PARTS = ("table", "few", "unseen")
+PARTS = ("table", "few", "unseen", "variants")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,24 @@ METHODS: dict[str, Method] = {
     "+ features": Method(changes={"rounds": 1}),
     "+ on-policy": Method(),
     "+ delay training": Method(changes={"delay_steps": 4}),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Another student by the full recipe."""
+
+    changes: Mapping[str, Any]
+    """Fields of `TrainConfig` that differ."""
+    precisions: tuple[str, ...] = PRECISIONS
+    """In which it is judged."""
+
+
+VARIANTS: dict[str, Variant] = {
+    "nano": Variant(changes={"architecture": SIZES["nano"].architecture}),
+    "small": Variant(changes={"architecture": SIZES["small"].architecture}),
+    "rounds to int8 in training": Variant(changes={"quantize_aware": "int8"}, precisions=("int8",)),
+    "rounds to int4 in training": Variant(changes={"quantize_aware": "int4"}, precisions=("int4",)),
 }
 
 
@@ -85,13 +105,13 @@ class DistillationConfig:
     """What is compared, and on how much."""
 
     parts: tuple[str, ...] = PARTS
-    """Of `PARTS`: the table of methods, few demonstrations, and what no demonstration shows."""
+    """Of `PARTS`: the table of methods, few demonstrations, what no demonstration shows, and other students by the full recipe."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Keys of `METHODS`. The last that is taught is the full recipe of the second part."""
+    """Keys of `METHODS`. The last that is taught is the full recipe of the other parts."""
     suites: tuple[SuitePlan, ...] = tuple(PLANS.values())
     """Of the table."""
     second: SuitePlan = PLANS["tabletop"]
-    """Suite of the second part."""
+    """Suite of the parts beside the table."""
     precisions: tuple[str, ...] = PRECISIONS
     """Of `PRECISIONS`, "float" first."""
     train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(delay_steps=0))
@@ -112,6 +132,8 @@ class DistillationConfig:
     """Where that part's full recipe sees new scenes and drives."""
     varied_teacher: str | None = "rt2-base"
     """Who teaches it: as a suite's teacher."""
+    variants: Mapping[str, Variant] = dataclasses.field(default_factory=lambda: dict(VARIANTS))
+    """Name -> student, for the part "variants"."""
     latency: LatencyConfig = dataclasses.field(default_factory=LatencyConfig)
     batch: int = 16
     """Episodes in lockstep."""
@@ -132,10 +154,8 @@ class DistillationConfig:
                 raise SpecError(f"{kind}s {list(given)}: expected at least one, and each once.")
         if self.precisions[0] != "float":
             raise SpecError(f"precisions {list(self.precisions)}: expected 'float' first, which the others are made from.")
-        if {"few", "unseen"} & set(self.parts) and not any(METHODS[method].is_taught for method in self.methods):
-            raise SpecError(
-                f"methods {list(self.methods)}: the parts 'few' and 'unseen' compare one that is taught with {BASELINE!r}; none is."
-            )
+        if self.parts != ("table",) and not any(METHODS[method].is_taught for method in self.methods):
+            raise SpecError(f"methods {list(self.methods)}: all parts but the table are about one that is taught; none is.")
         if not 1 <= self.delay_episodes <= self.episodes or min(self.delays, default=1) < 1:
             raise SpecError(
                 f"delay_episodes {self.delay_episodes} of {self.episodes}, delays {self.delays}: expected 1 to all, and 1 tick or more each."
@@ -168,6 +188,7 @@ class DistillationConfig:
             "episodes": 3,
             "delay_episodes": 1,
             "few": (3,),
+            "variants": {"rounds to int8 in training": VARIANTS["rounds to int8 in training"]},
             "latency": LatencyConfig(rounds=3, calls=3),
             "quick": True,
         }

@@ -11,7 +11,16 @@ from benchmarks.distillation_config import BASELINE
 from benchmarks.tables import markdown_table, text_table
 from benchmarks.units import as_duration, as_number, as_percent, as_significant
 
-__all__ = ["compare_rows", "distillation_row", "distillation_table", "judged", "rate_text", "second_table", "with_differences"]
+__all__ = [
+    "compare_rows",
+    "distillation_row",
+    "distillation_table",
+    "judged",
+    "rate_text",
+    "second_table",
+    "variants_table",
+    "with_differences",
+]
 
 
 def judged(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -153,6 +162,29 @@ def second_table(rows: Sequence[Mapping[str, Any]], key: str, *, markdown: bool 
             [str(setting), *(rate_text(here[method]) for method in methods), *(_difference(row["against"][BASELINE]) for row in taught)]
         )
     return (markdown_table if markdown else text_table)([key, *methods, "difference"], lines)
+
+
+def variants_table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
+    """One row a student and precision, the full recipe's own first.
+
+    Args:
+        rows: As ``variants`` of the document.
+        markdown: For a page, not for the terminal.
+    """
+    recipe = rows[0]["variant"]
+    cells = [
+        [
+            row["variant"],
+            row["student"],
+            row["precision"],
+            rate_text(row),
+            _difference(row["against"].get(recipe)),
+            as_duration(row["train_cpu_s"]),
+        ]
+        for row in rows
+    ]
+    header = ["student", "parameters", "weights", "success [95 %]", "against the first", "CPU"]
+    return (markdown_table if markdown else text_table)(header, cells)
 
 
 def rate_text(row: Mapping[str, Any]) -> str:

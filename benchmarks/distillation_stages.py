@@ -89,6 +89,10 @@ def ablation_chain(out: Path, config: DistillationConfig) -> Chain:
         total += 2 * (config.second.teacher is None) + len(config.few) * (2 + 2 * 3)
     if "unseen" in config.parts:
         total += 2 * (config.varied_teacher is None) + 2 + 2 * 2 + 3 * len(config.axes)
+    if "variants" in config.parts:
+        # Train, export, quantize, and episodes in each of a student's own precisions.
+        of = [config.precisions, *(variant.precisions for variant in config.variants.values())]
+        total += 2 * (config.second.teacher is None) + 2 + sum(2 + 2 * len(each) - ("float" in each) for each in of)
     return Chain(out, total=total)
 
 
@@ -166,6 +170,7 @@ def student(
     taught_by: Path,
     labelled: tuple[Path, float] | None,
     precisions: Sequence[str] = ("float",),
+    changes: Mapping[str, Any] | None = None,
 ) -> Student:
     """Train a student by a method, export and quantize it.
 
@@ -178,11 +183,12 @@ def student(
         data: Its demonstrations.
         taught_by: The teacher, which a method that is not taught never meets.
         labelled: What `labels` returned; none is needed by a method that is not taught.
-        precisions: "float" and what is made of it.
+        precisions: "float", and what is made of it.
+        changes: Fields of `TrainConfig` in which it differs from the method.
     """
     from distill.train import distill
 
-    is_taught, train = METHODS[method].is_taught, config.training(method)
+    is_taught, train = METHODS[method].is_taught, dataclasses.replace(config.training(method), **(changes or {}))
     asked, answers = (taught_by, labelled) if is_taught else (None, None)
     checkpoint = chain.stage(
         f"{folder}/student",

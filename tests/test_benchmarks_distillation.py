@@ -35,7 +35,7 @@ def tiny(**changes: Any) -> DistillationConfig:
     points = SuitePlan(name="points", suite=SUITE, demonstrations=12, teacher_demonstrations=8, teach=teach)
     train = TrainConfig(steps=4, batch_size=8, horizon=4, on_policy_episodes=2, scenes=3, glances=4, delay_steps=0, architecture=TINY)
     settings: dict[str, Any] = {
-        "parts": ("table", "few", "unseen"),
+        "parts": ("table", "few", "unseen", "variants"),
         "methods": (BASELINE, "+ on-policy"),
         "suites": (points,),
         "second": points,
@@ -215,6 +215,12 @@ def test_the_chain_runs_whole_and_only_once(tmp_path: Path, capsys: pytest.Captu
     assert (cloned["label_cpu_s"], taught["label_cpu_s"] > 0) == (0.0, True)
     assert [(row["demonstrations"], row["method"]) for row in document["few"]] == [(6, BASELINE), (6, "+ on-policy")]
     assert [row["method"] for row in document["unseen"]] == [BASELINE, "+ on-policy", "teacher"]
+    assert [(row["variant"], row["precision"]) for row in document["variants"]] == [
+        *(("+ on-policy", precision) for precision in config.precisions),
+        ("rounds to int8 in training", "int8"),
+    ]
+    assert document["variants"][0]["outcomes"] == taught["outcomes"]
+    assert list(document["variants"][-1]["against"]) == ["+ on-policy"]
     again = measure_distillation(tmp_path, config)
     said = capsys.readouterr().err
     assert said.count("done before") == len(again["stages"])
@@ -222,6 +228,7 @@ def test_the_chain_runs_whole_and_only_once(tmp_path: Path, capsys: pytest.Captu
     assert again["rows"] == document["rows"]
     text = distillation_text(document)
     assert "demonstrations" in text
+    assert "rounds to int8 in training" in text
     assert "Bonett" in text
 
 
@@ -251,7 +258,7 @@ def test_figures_are_counted_from_their_outcomes() -> None:
     if place.is_file():
         document = read_json(place)
         assert not document["quick"]
-        rows += [*document["rows"], *(document["few"] or ()), *(document["unseen"] or ())]
+        rows += [*document["rows"], *(document["few"] or ()), *(document["unseen"] or ()), *(document.get("variants") or ())]
     for found in rows:
         assert found["success"] == pytest.approx(found["outcomes"].count("1") / found["episodes"])
 
