@@ -13,7 +13,9 @@ actions of the one before were due. In both an older chunk plays on to its horiz
 before the first, nothing is due (None), and the control loop holds.
 
 A policy that was told what is on its way (`Observation.committed`) answers from there on: its first `committed` rows are those very
-actions, and what is due meanwhile is still the older chunk's, also when the answer comes sooner than was thought.
+actions, and what is due meanwhile is still the older chunk's, also when the answer comes sooner than was thought. It goes on from
+what it was told by itself, so it is not faded: made of its own past, a student did 25 of 42 simulated episodes that it did 34 of
+without (2 steps late; docs/lessons.md).
 
 Cross-fade over the first m steps of overlap, j = 0 .. m-1, with w = (j + 1) / (m + 1)::
 
@@ -125,7 +127,7 @@ class ChunkSchedule:
             return "late"
         # One that waits for a step before the new one's is used until then, as the policy may have been told; any other is replaced.
         kept = [*in_use, *(segment for segment in self._segments if now < segment.start < start)]
-        blended = self._blend(actions, kept[-1:], observed_at, start)
+        blended = actions if committed else self._blend(actions, kept[-1:], observed_at, start)
         self._segments = [*kept, _Segment(start=start, observed_at=observed_at, actions=blended)]
         return "used"
 

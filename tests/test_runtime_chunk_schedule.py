@@ -195,3 +195,12 @@ def test_a_policy_that_was_told_is_used_after_what_was_on_its_way(tiny_spec: Pol
     schedule.add(_chunk(0), observed_at=0, now=0)
     assert schedule.add(_chunk(1), observed_at=1, now=1, committed=2) == "used"
     assert [schedule.at(step).action[0] for step in (1, 2, 3, 4)] == [1, 2, 103, 104]
+
+
+@pytest.mark.parametrize(("committed", "first"), [(0, 0.5), (2, 1.0)])
+def test_what_a_policy_was_told_is_not_faded_into(tiny_spec: PolicySpec, committed: int, first: float) -> None:
+    """It goes on from there by itself; the same answer of a policy that was told nothing is faded in over the one step that there is."""
+    schedule = ChunkSchedule(_spec(tiny_spec))
+    schedule.add(np.zeros((6, 4), np.float32), observed_at=0, now=1)
+    schedule.add(np.ones((6, 4), np.float32), observed_at=1, now=3, committed=committed)
+    assert [schedule.at(step).action[1] for step in (3, 4)] == [first, 1.0]
