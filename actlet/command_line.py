@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "label": ("distill.label", "write a teacher's answers for every frame of a dataset, with any number of processes"),
     "distill": ("distill.train_command", "train a small student on demonstrations and on a teacher's answers"),
     "export": ("export.to_bundle", "turn a student checkpoint into a bundle that needs no torch"),
-    "quantize": ("quantize.quantize_bundle", "turn a float bundle into an int8 or int4 bundle"),
+    "quantize": ("quantize.quantize_bundle", "turn a float bundle into a smaller or faster one: int8, int4, both, float16, float8"),
     "run": ("runtime.run", "drive a robot, or the simulated arm, with a bundle"),
     "serve": ("runtime.serve", "answer many robots over the network with one policy, on openpi's websocket"),
     "bench": ("benchmarks.bench", "measure success, latency and size of policies, and write the report"),

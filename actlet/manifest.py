@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from actlet.action_tokens import ActionTokenizer
 from actlet.errors import BundleError, SpecError
@@ -36,6 +36,8 @@ __all__ = [
     "Lineage",
     "Manifest",
     "NodePrecision",
+    "Precision",
+    "Runtime",
     "TextEncoderInfo",
     "manifest_hash",
     "read_manifest",
@@ -48,7 +50,8 @@ MANIFEST_NAME = "manifest.json"
 REQUIRED_FILES = ("policy.onnx", "instruction.onnx", "tokenizer.json", "golden.npz")
 MAX_MANIFEST_BYTES = 8 << 20  # A node entry takes about 150 bytes, so this is room for 50,000 nodes.
 
-Precision = Literal["float32", "int8", "int4"]
+Precision = Literal["float32", "float16", "float8", "int8", "int8-dynamic", "int8-weights", "int4", "int4-int8"]
+Runtime = Literal["onnxruntime", "tensorrt"]
 Self = TypeVar("Self", bound="Manifest")
 
 
@@ -65,6 +68,8 @@ class NodePrecision(PlainJson):
     """Precision that was asked for."""
     executed: str | None = None
     """Precision in which the runtime really computes it, read from its optimised graph; None when not audited."""
+    time_share: float | None = None
+    """Its share of the time of all operators, read from the runtime's profile where it was made; None when not profiled."""
 
     def __post_init__(self) -> None:
         if self.weight_bytes < 0:
@@ -155,12 +160,16 @@ class Manifest(PlainJson):
     """File name -> record, without manifest.json and engines/."""
     lineage: Lineage
     golden_tolerance: GoldenTolerance
+    made_for: tuple[Runtime, ...] = ("onnxruntime",)
+    """Whose operators policy.onnx is made of."""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise SpecError(f"manifest: schema_version {self.schema_version}, expected {SCHEMA_VERSION}.")
-        if self.precision not in ("float32", "int8", "int4"):
-            raise SpecError(f"manifest: precision {self.precision!r}, expected 'float32', 'int8' or 'int4'.")
+        if self.precision not in get_args(Precision):
+            raise SpecError(f"manifest: precision {self.precision!r}, expected one of {list(get_args(Precision))}.")
+        if not self.made_for or set(self.made_for) - set(get_args(Runtime)):
+            raise SpecError(f"manifest: made_for {list(self.made_for)}, expected one or more of {list(get_args(Runtime))}.")
         if self.tokenizer.dim != self.spec.action.dim:
             raise SpecError(f"manifest: bounds for {self.tokenizer.dim} action dimensions, but the spec has {self.spec.action.dim}.")
         for name in self.files:

@@ -48,20 +48,21 @@ def int8_channels(weight: NDArray[np.float32], axis: int = 0, levels: int = INT8
     return np.clip(values, -levels, levels).astype(np.int8), scale
 
 
-def int4_blocks(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Blocks of 32 neighbours in memory; the last one is filled up with zeros.
+def int4_blocks(weight: NDArray[np.float32], block: int = INT4_BLOCK) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Blocks of neighbours in memory; the last one is filled up with zeros.
 
     The scale of a block is the one of 32 candidates, among them the sign that puts the largest weight on -8, with the least sum of
     squared errors (a search as in AWQ's clipping, Lin et al. 2024, but on the weights alone).
 
     Args:
         weight: float32, any shape.
+        block: Weights of a block.
 
     Returns:
-        Values -8 .. 7, int8 (M, 32), and scales, float16 (M, 1); a scale may be negative.
+        Values -8 .. 7, int8 (M, block), and scales, float16 (M, 1); a scale may be negative.
     """
     flat = weight.reshape(-1)
-    blocks = np.pad(flat, (0, -len(flat) % INT4_BLOCK)).reshape(-1, INT4_BLOCK)
+    blocks = np.pad(flat, (0, -len(flat) % block)).reshape(-1, block)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
     best = np.full(largest.shape, np.inf, np.float32)
     scale, difference = np.ones(largest.shape, np.float16), np.empty_like(blocks)

@@ -47,8 +47,8 @@ from export.samples import Samples
 from export.to_onnx import student_to_onnx, text_encoder_to_onnx
 from export.weight_only import store_weights_int8
 from quantize.frames import frames_of_golden
-from quantize.int8 import Int8Config
 from quantize.quantize_bundle import quantize_bundle
+from quantize.schemes import scheme
 from runtime.bundle import load_bundle
 from runtime.policy import BundlePolicy
 
@@ -124,7 +124,9 @@ def measure_sizes(
             _write_bundle(student, samples, instruction, out)
             if precision == "int8":
                 frames = frames_of_golden(load_bundle(out).golden)
-                out = quantize_bundle(out, Path(folder) / f"{name}-int8", config=Int8Config(), frames=(frames, frames)).out
+                out = quantize_bundle(
+                    out, Path(folder) / f"{name}-int8", scheme=scheme("int8"), frames=(frames, frames), allow_slower=True
+                ).out
             policies[name], parameters[name] = BundlePolicy(out), student.parameter_count
     torch.set_num_threads(1)
     try:

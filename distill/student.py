@@ -210,7 +210,7 @@ class Student(nn.Module):
         for frames, trunk, squeeze, points, (factor, height) in zip(
             images, self.trunks, self.squeezes, self.points, self.pooling, strict=True
         ):
-            x = frames.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, h, w)
+            x = frames.to(torch.float32).permute(0, 3, 1, 2)  # (B, 3, h, w); in this order, since TensorRT turns no bytes around
             if x.shape[2] != height:
                 x = nn.functional.avg_pool2d(x, factor)
             x = trunk(x * (1 / 127.5) - 1.0, condition)

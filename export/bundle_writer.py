@@ -82,6 +82,7 @@ def new_bundle(
             files=record_files(folder),
             lineage=lineage,
             golden_tolerance=FLOAT_TOLERANCE,
+            made_for=("onnxruntime", "tensorrt"),
         )
         write_manifest(folder, manifest)
         yield folder

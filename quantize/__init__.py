@@ -1,1 +1,1 @@
-"""Float bundle -> int8 or int4 bundle, with an account of what was quantized and what was not."""
+"""Float bundle -> a smaller or faster one, with an account of what was quantized and what was not."""

@@ -4,67 +4,100 @@ A file says what should happen. ONNX Runtime fuses, splits and drops, differs be
 nothing when an int8 node falls back to float. So the optimised graph is written out, and every node of the file is looked
 up in it. Fused nodes keep a name from which the origin can be told ("fused mix.0", "squeezes.0.0_token_47"); convolutions in
 the blocked layout are named after the value that they make.
+
+The same names stand in ONNX Runtime's profile, so a node's share of the time is read off a run on recorded frames.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import json
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from actlet.manifest import NodePrecision
+from quantize.frames import Frames
 from quantize.graph import WEIGHT_OPS, Graph
 from runtime.ort_backend import OrtModel, SessionConfig
 
-__all__ = ["audit", "executed_operators", "summary"]
+__all__ = ["audit", "executed_operators", "node_seconds", "summary", "with_time_shares"]
 
 _INTEGER = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+_OPERATORS = ("Conv", "Gemm", "MatMul", "MatMulInteger")
 _FLOAT = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
-_UNPACKING = ("Cast", "Mul", "Reshape", "Slice", "DequantizeLinear")
+_UNPACKING = ("Cast", "Mul", "Add", "Reshape", "Slice", "Round", "Clip", "DequantizeLinear")
 
 
-def executed_operators(model: onnx.ModelProto) -> list[tuple[str, str]]:
+def executed_operators(model: onnx.ModelProto, config: SessionConfig | None = None) -> list[tuple[str, str]]:
     """(name, operator) of every node that ONNX Runtime runs on the processor of this machine."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
-        OrtModel(model.SerializeToString(), config=SessionConfig(optimised_model=path), where="policy.onnx")
+        config = dataclasses.replace(config or SessionConfig(), optimised_model=path)
+        OrtModel(model.SerializeToString(), config=config, where="policy.onnx")
         return [(node.name, node.op_type) for node in onnx.load(path, load_external_data=False).graph.node]
 
 
-def audit(model: onnx.ModelProto, int8: Collection[str] = (), int4: Collection[str] = ()) -> tuple[NodePrecision, ...]:
+def audit(model: onnx.ModelProto, asked: Mapping[str, str] | None = None, config: SessionConfig | None = None) -> tuple[NodePrecision, ...]:
     """Asked and executed precision of every Conv, Gemm and MatMul with stored weights, in the order of the graph.
 
     Args:
         model: The network as it is in the file.
-        int8: Names of the nodes that were to become int8.
-        int4: Names of the nodes whose weights were to become int4. They are stored so; what is executed is float32.
+        asked: Node -> what its weights were to be stored as. Others are as they are: float32, or float16 if they are stored so.
+        config: How it is run.
 
     Returns:
-        One entry per node. `executed` is None where a node cannot be found in the optimised graph. Large weights that stay float
-        are stored as float16 and executed in float32.
+        One entry per node. `executed` is None where a node cannot be found in the optimised graph. Weights that are unpacked at load
+        are executed in what they are unpacked to; large ones that stay float are stored as float16 and executed in float32.
     """
     graph = Graph(model)
     makers = {output: node for node in graph.nodes for output in node.output}
-    running = {_origin(name): op for name, op in executed_operators(model)}
+    running = {_origin(name): op for name, op in executed_operators(model, config)}
     entries = []
     for node in graph.nodes:
         stored = set(_stored_weights(graph, makers, node))
         if not stored:
             continue
-        relu = graph.sole_consumer(node.output[0], "Relu")
-        known_as = [node.name, node.output[0], *([relu.output[0]] if relu is not None else [])]
-        op = next((running[name] for name in known_as if running.get(name) in _INTEGER + _FLOAT), None)
+        op = next((running[name] for name in _known_as(graph, node) if running.get(name) in _INTEGER + _FLOAT), None)
         half = any(graph.constant(name).dtype == np.float16 for name in stored)
-        asked = "int8" if node.name in int8 else "int4" if node.name in int4 else "float16" if half else "float32"
+        precision = (asked or {}).get(node.name, "float16" if half else "float32")
         executed = None if op is None else "int8" if op in _INTEGER else "float32"
         size = sum(graph.stored_bytes(name) for name in stored)
-        kind = node.op_type.removeprefix("QLinear")
-        entries.append(NodePrecision(name=node.name, op=kind, weight_bytes=size, asked=asked, executed=executed))
+        kind = node.op_type.removeprefix("QLinear").removesuffix("Integer")
+        entries.append(NodePrecision(name=node.name, op=kind, weight_bytes=size, asked=precision, executed=executed))
     return tuple(entries)
+
+
+def node_seconds(model: onnx.ModelProto, frames: Frames, config: SessionConfig | None = None, *, runs: int = 50) -> dict[str, float]:
+    """Name of a node of the file -> seconds in its operators, of `runs` inferences; "" for all operators without weights."""
+    graph = Graph(model)
+    origin = {name: node.name for node in graph.nodes for name in _known_as(graph, node) if node.op_type.endswith(_OPERATORS)}
+    seconds: dict[str, float] = collections.defaultdict(float)
+    with tempfile.TemporaryDirectory() as folder:
+        network = OrtModel(
+            model.SerializeToString(),
+            config=dataclasses.replace(config or SessionConfig(), profile=Path(folder) / "run"),
+            where="policy.onnx",
+        )
+        for row in range(runs):
+            network.run(frames.feeds(row % len(frames)))
+        events = json.loads(network.end_profile().read_text(encoding="utf-8"))
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name = _origin(event["name"].removesuffix("_kernel_time"))
+            seconds[origin.get(name, "")] += event["dur"] / 1e6
+    return dict(seconds)
+
+
+def with_time_shares(nodes: Collection[NodePrecision], seconds: Mapping[str, float]) -> tuple[NodePrecision, ...]:
+    """The entries with each node's share of all operators' time; 0 for one that is not found."""
+    total = sum(seconds.values()) or 1.0
+    return tuple(dataclasses.replace(node, time_share=round(seconds.get(node.name, 0.0) / total, 4)) for node in nodes)
 
 
 def summary(nodes: Collection[NodePrecision]) -> list[str]:
@@ -75,8 +108,16 @@ def summary(nodes: Collection[NodePrecision]) -> list[str]:
         size = sum(node.weight_bytes for node in group)
         names = ", ".join(f"{node.name} ({node.weight_bytes} B)" for node in group)
         detail = f": {names}" if asked.startswith("float") or (asked == "int8" and executed != "int8") else ""
-        lines.append(f"{len(group):3d} nodes, {size / 1e3:9.1f} kB, asked {asked}, executed {executed}{detail}")
+        times = [node.time_share for node in group if node.time_share is not None]
+        share = f", {sum(times):5.1%} of the time" if times else ""
+        lines.append(f"{len(group):3d} nodes, {size / 1e3:9.1f} kB{share}, stored {asked}, executed {executed}{detail}")
     return lines
+
+
+def _known_as(graph: Graph, node: onnx.NodeProto) -> list[str]:
+    """The names under which a node's operator may run."""
+    relu = graph.sole_consumer(node.output[0], "Relu")
+    return [node.name, node.output[0], *([relu.output[0]] if relu is not None else [])]
 
 
 def _origin(name: str) -> str:
@@ -86,7 +127,7 @@ def _origin(name: str) -> str:
 
 def _stored_weights(graph: Graph, makers: dict[str, onnx.NodeProto], node: onnx.NodeProto) -> Iterator[str]:
     """Names of the constants that a node's weights and bias are made of; nothing for a node without stored weights."""
-    first = {"QLinearConv": 3, **dict.fromkeys(WEIGHT_OPS, 1)}.get(node.op_type)
+    first = {"QLinearConv": 3, "MatMulInteger": 1, **dict.fromkeys(WEIGHT_OPS, 1)}.get(node.op_type)
     if first is None or not _made_of_constants(graph, makers, node.input[first]):
         return
     stack = list(node.input[first:])

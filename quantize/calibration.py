@@ -13,7 +13,7 @@ The network is run in float, with every wanted value as an extra output, once fo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from actlet.errors import QuantizationError
 from quantize.frames import Frames
 from runtime.ort_backend import OrtModel, SessionConfig
 
-__all__ = ["Histogram", "RangeRule", "observe", "value_range"]
+__all__ = ["Histogram", "RangeRule", "inner_values", "observe", "value_range"]
 
 RangeRule = Literal["minmax", "percentile", "mse"]
 BINS = 2048
@@ -60,15 +60,25 @@ def observe(model: onnx.ModelProto, names: Sequence[str], frames: Frames) -> dic
     """
     if not len(frames):
         raise QuantizationError("no frames to calibrate with: ranges cannot be guessed. Give a recorded dataset.")
-    network, inputs = _with_outputs(model, names), {value.name for value in model.graph.input}
     histograms = {name: Histogram() for name in names}
     for counting in (False, True):
-        for row in range(len(frames)):
-            feeds = frames.feeds(row)
-            values = network.run(feeds)
+        for values in inner_values(model, names, frames):
             for name, histogram in histograms.items():
-                _add(histogram, feeds[name] if name in inputs else values[name], name, counting=counting)
+                _add(histogram, values[name], name, counting=counting)
     return histograms
+
+
+def inner_values(model: onnx.ModelProto, names: Sequence[str], frames: Frames) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Run the float network frame by frame; name -> the value of that frame, for values inside it and inputs of it.
+
+    Raises:
+        QuantizationError: A name is no float value of the network.
+    """
+    network = _with_outputs(model, names)
+    for row in range(len(frames)):
+        feeds = frames.feeds(row)
+        values = feeds | network.run(feeds)
+        yield {name: values[name] for name in names}
 
 
 def value_range(histogram: Histogram, rule: RangeRule) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 The student's preprocessing is exported as float operators in front of its first convolution::
 
-    frame uint8 (1, h, w, 3) ─ Transpose ─ Cast ─ AveragePool k x k ─ Mul gain ─ Sub offset ─ Conv
+    frame uint8 (1, h, w, 3) ─ Cast ─ Transpose ─ AveragePool k x k ─ Mul gain ─ Sub offset ─ Conv
 
 Bytes are integers already, so rounding a float picture to 8 bits again is wasted, and so is the pool: a convolution of
 pooled pixels is one of k times larger filters, stride and padding on the pixels, each weight repeated k x k times and divided by k^2.
@@ -25,19 +25,26 @@ from onnx import helper
 from actlet.rounding import MAX_CAMERA_POOL
 from quantize.graph import Graph
 
-__all__ = ["CameraInput", "find_camera_inputs"]
+__all__ = ["CHANNELS_FIRST", "CameraInput", "find_camera_inputs"]
+
+CHANNELS_FIRST = [0, 3, 1, 2]
 
 
 @dataclasses.dataclass(frozen=True)
 class CameraInput:
     """The bytes behind the input of a first convolution."""
 
-    frame: str
-    """The transposed frame, uint8 (1, 3, h, w)."""
+    source: str
+    """The network's input, uint8 (1, h, w, 3)."""
     pool: int
     """k."""
     gain: float
     offset: float
+
+    @property
+    def frame(self) -> str:
+        """The transposed frame, uint8 (1, 3, h, w)."""
+        return f"{self.source}.channels_first"
 
     @property
     def zero(self) -> int:
@@ -86,10 +93,11 @@ def _match(graph: Graph, conv: onnx.NodeProto) -> CameraInput | None:
         if not square or pool > MAX_CAMERA_POOL or any(settings.get("pads", [])) or settings.get("ceil_mode", 0):
             return None
         node = graph.producer(node.input[0])
-    transpose = graph.producer(node.input[0]) if node is not None and node.op_type == "Cast" else None
-    if transpose is None or transpose.op_type != "Transpose" or transpose.input[0] not in graph.inputs:
+    before = graph.producer(node.input[0]) if node is not None else None
+    if node is None or before is None or {node.op_type, before.op_type} != {"Cast", "Transpose"} or before.input[0] not in graph.inputs:
         return None
-    return CameraInput(transpose.output[0], pool, gain, offset)
+    perm = next(list(a.ints) for a in (*node.attribute, *before.attribute) if a.name == "perm")
+    return CameraInput(before.input[0], pool, gain, offset) if perm == CHANNELS_FIRST else None
 
 
 def _constant_side(graph: Graph, value: str, op: str) -> tuple[str, float | None]:

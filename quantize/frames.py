@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actlet.errors import DatasetError
+from actlet.errors import DatasetError, QuantizationError
 from actlet.protocols import Observation, committed_rows
 from actlet.specs import PolicySpec, require_same
 from episodes.episode import Episode
@@ -47,6 +47,21 @@ class Frames:
         images = {f"images.{name}": frames[row : row + 1] for name, frames in self.images.items()}
         told = {"committed": self.committed[row : row + 1]} if self.committed.shape[1] else {}
         return {**images, "state": self.state[row : row + 1], "instruction": self.instruction[row : row + 1], **told}
+
+    def require_variety(self) -> None:
+        """Refuse frames that say nothing of what occurs.
+
+        Raises:
+            QuantizationError: There are none, or all are the same.
+        """
+        if not len(self):
+            raise QuantizationError("no frames to calibrate with: ranges cannot be guessed. Give a recorded dataset.")
+        parts = {"state": self.state, **{f"images.{name}": frames for name, frames in self.images.items()}}
+        if len(self) > 1 and all((values == values[:1]).all() for values in parts.values()):
+            raise QuantizationError(
+                f"all {len(self)} frames to calibrate with are the same, in {', '.join(parts)}: their ranges are those of one moment. Give a dataset "
+                "of whole episodes."
+            )
 
     def take(self, rows: NDArray[np.int64]) -> Frames:
         """Some of the frames, in the given order."""

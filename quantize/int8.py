@@ -15,6 +15,9 @@ acc being the int32 sum, S and T the instruction's scale and shift of a channel 
 "portable", for TensorRT: QuantizeLinear / DequantizeLinear pairs with symmetric int8 activations and float biases; FiLM
 and ReLU stay float. ONNX Runtime runs it too.
 
+"float8", for GPUs that multiply it (NVIDIA from Ada on): the same with E4M3 in place of int8, s being max|x| / 448. ONNX Runtime on a
+processor rounds so and computes in float, which shows what it costs in behaviour, and nothing of its speed.
+
 Learned by measuring (ONNX Runtime 1.31, one thread, student of 2.5 M weights, 200 held-out frames): float operators between
 integer ones cost a conversion each way, so "portable" is 1.5 times faster than float and "cpu" 2.2 times, with 5 dB less noise
 (38.6 dB against 33.3). Where a processor has AVX2 but no VNNI (student of 1.4 M weights, 64 frames, three turns) "cpu" was 1.0
@@ -27,6 +30,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -34,19 +38,23 @@ from numpy.typing import NDArray
 from actlet.errors import QuantizationError, UnknownNameError
 from actlet.rounding import INT8_LEVELS, INT8_MIN_WEIGHTS, MIN_CHANNELS, int8_channels, uint8_grid
 from quantize.calibration import RangeRule, observe, value_range
-from quantize.camera_input import CameraInput, find_camera_inputs
+from quantize.camera_input import CHANNELS_FIRST, CameraInput, find_camera_inputs
 from quantize.film import MAX_BIAS, film_names, fold_film, stack_film
 from quantize.frames import Frames
 from quantize.graph import WEIGHT_OPS, Graph, channel_axis
+from quantize.weights import OPSET, WeightConfig, pack, packed_nodes, products_for, require_stored, will_be_packed
 
-__all__ = ["Int8Config", "int8_nodes", "quantize_int8", "will_be_int8"]
+__all__ = ["Int8Config", "int8_nodes", "quantize_int8", "stacked", "will_be_int8"]
+
+FLOAT8, FLOAT8_MOST = np.dtype(ml_dtypes.float8_e4m3fn), 448.0
+FLOAT8_OPSET = 19  # The first with it.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Int8Config:
     """What becomes int8, and how."""
 
-    dialect: Literal["cpu", "portable"] = "cpu"
+    dialect: Literal["cpu", "portable", "float8"] = "cpu"
     """Which runtime it is for; see the module's docstring."""
     rule: RangeRule = "mse"
     """How the range of an activation is chosen. Mean error of the actions on held-out frames: mse 0.077 % of their range, minmax 0.080 %,
@@ -64,12 +72,17 @@ class Int8Config:
     above 64: with 127 the same QDQ file lost 20 dB there. 127 is finer where VNNI, ARM's dot product or TensorRT is certain."""
 
     def __post_init__(self) -> None:
-        if self.dialect not in ("cpu", "portable"):
-            raise QuantizationError(f"dialect {self.dialect!r}, expected 'cpu' or 'portable'.")
+        if self.dialect not in ("cpu", "portable", "float8"):
+            raise QuantizationError(f"dialect {self.dialect!r}, expected 'cpu', 'portable' or 'float8'.")
         if self.rule not in ("minmax", "percentile", "mse"):
             raise QuantizationError(f"rule {self.rule!r}, expected 'minmax', 'percentile' or 'mse'.")
         if not 1 <= self.weight_levels <= 127:
             raise QuantizationError(f"weight_levels {self.weight_levels}, expected 1 .. 127.")
+
+    @property
+    def is_portable(self) -> bool:
+        """In pairs of QuantizeLinear and DequantizeLinear throughout."""
+        return self.dialect != "cpu"
 
 
 def will_be_int8(model: onnx.ModelProto, config: Int8Config | None = None) -> list[str]:
@@ -81,38 +94,47 @@ def will_be_int8(model: onnx.ModelProto, config: Int8Config | None = None) -> li
         UnknownNameError: `exclude` names a node that has no weights or does not exist.
         QuantizationError: Nothing would be left to quantize.
     """
-    config, graph = config or Int8Config(), Graph(model)
-    stack_film(graph)
-    graph = Graph(graph.finish())
+    config, graph = config or Int8Config(), Graph(stacked(model))
     return _choose(graph, config, _cameras(graph, config))
 
 
-def quantize_int8(model: onnx.ModelProto, frames: Frames, config: Int8Config | None = None) -> onnx.ModelProto:
+def stacked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The float network with its FiLM matrices as one node, "film": what an int8 network is made from."""
+    graph = Graph(model)
+    stack_film(graph)
+    return graph.finish()
+
+
+def quantize_int8(
+    model: onnx.ModelProto, frames: Frames, config: Int8Config | None = None, weights: WeightConfig | None = None
+) -> onnx.ModelProto:
     """The int8 form of a float network.
 
     Args:
         model: policy.onnx of a float bundle.
         frames: Recorded inputs to calibrate with.
-        config: What and how.
+        config: What is computed in integers, and how.
+        weights: Which weights are stored in fewer bits than they are computed in, and how; its names are those after `stacked`.
 
     Raises:
         QuantizationError: Nothing to quantize, no frames, or the result is not what was asked for.
         UnknownNameError: `exclude` names a node that does not exist.
     """
     config = config or Int8Config()
-    asked = will_be_int8(model, config)
-    quantized = _Builder(model, asked, frames, config).build()
-    stored = int8_nodes(quantized)
-    if stored != set(asked):
+    if weights is not None and config.is_portable:
         raise QuantizationError(
-            f"{len(asked)} nodes were to become int8, {len(stored)} did; missing: {sorted(set(asked) - stored)}, "
-            f"unasked: {sorted(stored - set(asked))}. The graph has a form that is not understood: exclude these nodes."
+            f"packed weights in the dialect {config.dialect!r}: TensorRT does not unpack them. Take 'cpu', or leave them out."
         )
+    asked = will_be_int8(model, config)
+    quantized = _Builder(model, asked, frames, config, weights).build()
+    require_stored(asked, int8_nodes(quantized), "int8")
+    if weights is not None:
+        require_stored(will_be_packed(stacked(model), weights), packed_nodes(quantized, weights.bits), f"packed in {weights.bits} bits")
     return quantized
 
 
 def int8_nodes(model: onnx.ModelProto) -> set[str]:
-    """Names of the Conv, Gemm and MatMul nodes of a file whose weights are stored as int8."""
+    """Names of the Conv, Gemm and MatMul nodes of a file that read their weights as int8, stored so or unpacked at load."""
     graph = Graph(model)
     makers = {output: node for node in graph.nodes for output in node.output}
     found = set()
@@ -120,9 +142,21 @@ def int8_nodes(model: onnx.ModelProto) -> set[str]:
         weight = node.input[3] if node.op_type == "QLinearConv" else node.input[1] if node.op_type in WEIGHT_OPS else ""
         maker = makers.get(weight)
         source = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else weight
-        if graph.is_constant(source) and graph.constant(source).dtype == np.int8:
+        unpacking = makers.get(source)
+        if (graph.is_constant(source) and graph.constant(source).dtype in (np.int8, FLOAT8)) or _makes_int8(unpacking):
             found.add(node.name)
     return found
+
+
+def _float8_channels(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
+    """E4M3 with one scale per slice along `axis`, as `actlet.rounding.int8_channels`."""
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    scale = (np.maximum(np.abs(weight).max(axis=others), 1e-12) / FLOAT8_MOST).astype(np.float32)
+    return (weight / np.expand_dims(scale, others)).astype(FLOAT8), scale
+
+
+def _makes_int8(node: onnx.NodeProto | None) -> bool:
+    return node is not None and node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.INT8
 
 
 def _cameras(graph: Graph, config: Int8Config) -> dict[str, CameraInput]:
@@ -154,8 +188,8 @@ def _choose(graph: Graph, config: Int8Config, cameras: Mapping[str, CameraInput]
 class _Builder:
     """One quantization: the graph while it changes, and the integer grid of every value that has one."""
 
-    def __init__(self, model: onnx.ModelProto, asked: list[str], frames: Frames, config: Int8Config) -> None:
-        self.config, self.graph = config, Graph(model)
+    def __init__(self, model: onnx.ModelProto, asked: list[str], frames: Frames, config: Int8Config, weights: WeightConfig | None) -> None:
+        self.config, self.graph, self.weights = config, Graph(model), weights
         self.film = stack_film(self.graph)
         self.sites = {site.conv.name: site for site in self.film.sites} if self.film else {}
         self.nodes = [node for node in self.graph.weight_nodes() if node.name in asked]
@@ -167,12 +201,17 @@ class _Builder:
             self._result(node) for node in self.nodes if node.op_type == "Conv"
         }
         self.histograms = observe(model, sorted(values), frames)
+        self.packed = will_be_packed(stacked(model), weights) if weights is not None else []
+        """Nodes whose weights are stored in fewer bits."""
+        # A filter on bytes is not the float network's: it is rounded to the nearest.
+        known = [name for name in self.packed if name not in self.cameras]
+        self.products = products_for(stacked(model), known, frames, weights) if weights is not None else {}
         self.integers: set[str] = set()
         """Values that an integer operator makes; everything else that has an integer form is float first."""
 
     def build(self) -> onnx.ModelProto:
         convolutions = [node for node in self.nodes if node.op_type == "Conv"]
-        if self.config.dialect == "portable":
+        if self.config.is_portable:
             for node in convolutions:
                 self._portable_convolution(node)
         else:
@@ -184,12 +223,17 @@ class _Builder:
             if node.op_type != "Conv":
                 self._product(node)
         self._keep_float()
+        for node in [node for node in self.graph.weight_nodes() if node.name in self.packed]:
+            assert self.weights is not None
+            name, axis = node.input[1], channel_axis(node)
+            node.input[1] = pack(self.graph, name, self.graph.constant(name), axis, self.weights, self.products.get(node.name))
         self.graph.halve_large_weights()
-        return self.graph.finish()
+        opset = OPSET if self.weights is not None else FLOAT8_OPSET if self.config.dialect == "float8" else None
+        return self.graph.finish(opset=opset)
 
     def _result(self, conv: onnx.NodeProto) -> str:
         """The value that a convolution's integer operator makes: with "cpu" FiLM and ReLU are part of it."""
-        if self.config.dialect == "portable":
+        if self.config.is_portable:
             return conv.output[0]
         if conv.name in self.sites:
             return self.sites[conv.name].relu.output[0]
@@ -203,9 +247,11 @@ class _Builder:
             scale = self.graph.store(f"{value}.scale", np.array(camera.gain, np.float32))
             return scale, self.graph.store(f"{value}.zero", np.array(camera.zero, np.uint8)), camera.gain
         low, high = value_range(self.histograms[value], self.config.rule)
-        if self.config.dialect == "portable":
-            step = float(np.float32(max(-low, high, 1e-8) / 127))
-            zero: NDArray[np.generic] = np.array(0, np.int8)
+        zero: NDArray[np.generic]
+        if self.config.dialect == "float8":
+            step, zero = float(np.float32(max(-low, high, 1e-8) / FLOAT8_MOST)), np.array(0, FLOAT8)
+        elif self.config.is_portable:
+            step, zero = float(np.float32(max(-low, high, 1e-8) / 127)), np.array(0, np.int8)
         else:
             step, integer = uint8_grid(low, high)
             zero = np.array(integer, np.uint8)
@@ -214,7 +260,10 @@ class _Builder:
     def _integer(self, value: str) -> str:
         """The integer form of a value, made where it is first asked for."""
         if value in self.bytes:
-            return self.bytes[value].frame
+            camera = self.bytes[value]
+            if self.graph.producer(camera.frame) is None:
+                self.graph.add("Transpose", [camera.source], camera.frame, perm=CHANNELS_FIRST)
+            return camera.frame
         name = f"{value}.integer"
         if self.graph.producer(name) is None:
             scale, zero, _ = self._grid(value)
@@ -242,16 +291,23 @@ class _Builder:
         weight, axis = self.graph.constant(node.input[1]), channel_axis(node)
         if node.name in self.cameras:
             weight = self.cameras[node.name].weight(weight)
-        values, scale = int8_channels(weight, axis, self.config.weight_levels)
+        levels = self.config.weight_levels
+        values, scale = _float8_channels(weight, axis) if self.config.dialect == "float8" else int8_channels(weight, axis, levels)
         names = [f"{node.input[1]}.{part}" for part in ("int8", "scale", "zero")]
-        self.graph.store(names[0], values)
+        if node.name in self.packed:
+            assert self.weights is not None
+            shape = [-1 if i == axis % weight.ndim else 1 for i in range(weight.ndim)]
+            steps = weight / scale.reshape(shape)
+            names[0] = pack(self.graph, f"{node.input[1]}.steps", steps, axis, self.weights, self.products.get(node.name), levels)
+        else:
+            self.graph.store(names[0], values)
         self.graph.store(names[1], scale)
-        self.graph.store(names[2], np.zeros(len(scale), np.int8))
+        self.graph.store(names[2], np.zeros(len(scale), values.dtype))
         return names[0], names[1], names[2], scale
 
     def _rounded_weight(self, node: onnx.NodeProto) -> str:
+        axis = channel_axis(node) % self.graph.constant(node.input[1]).ndim
         weight, scale, zero, _ = self._store_weight(node)
-        axis = channel_axis(node) % len(self.graph.constant(weight).shape)
         return self.graph.add("DequantizeLinear", [weight, scale, zero], f"{node.input[1]}.rounded", axis=axis)
 
     def _portable_convolution(self, node: onnx.NodeProto) -> None:
@@ -314,8 +370,14 @@ class _Builder:
 
         It knows ReLU but not max(x, 0), which is the same and keeps the node float.
         """
-        for node in self.graph.weight_nodes():
-            relu = self.graph.sole_consumer(node.output[0], "Relu")
+        kept = [self.graph.sole_consumer(node.output[0], "Relu") for node in self.graph.weight_nodes()]
+        if self.config.dialect == "float8":  # ReLU and Clip it merges into any rounding, and cannot load a network where that is float8.
+            kept = [node for node in self.graph.nodes if node.op_type == "Relu"]
+            for clip in [node for node in self.graph.nodes if node.op_type == "Clip" and len(node.input) == 3 and all(node.input)]:
+                self.graph.remove(clip)
+                raised = self.graph.add("Max", clip.input[:2], f"{clip.output[0]}.raised")
+                self.graph.add("Min", [raised, clip.input[2]], clip.output[0], name=clip.name)
+        for relu in kept:
             if relu is not None:
                 relu.op_type = "Max"
                 relu.input.append(self.graph.store("float.zero", np.array(0, np.float32)))

@@ -1,4 +1,4 @@
-"""Float bundle -> int8 or int4 bundle; the verb `quantize`.
+"""Float bundle -> a smaller or faster one; the verb `quantize`. The ways there are: `quantize.schemes`.
 
 The child has the parent's instruction encoder, tokenizer and specifications, its own policy.onnx and golden answers, the
 audited precision of every node, and the parent's hash in its lineage.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,15 +18,16 @@ from actlet.errors import QuantizationError
 from actlet.manifest import GoldenTolerance, Manifest, NodePrecision, manifest_hash, record_files, write_manifest
 from actlet.provenance import git_commit, package_versions, utc_now
 from actlet.storage import new_folder, write_bytes
-from quantize.audit import audit, summary
+from quantize.audit import audit, node_seconds, summary, with_time_shares
+from quantize.block_rounding import BLOCKS
 from quantize.frames import Frames, frames_of_dataset, frames_of_golden
-from quantize.int4 import Int4Config, quantize_int4, will_be_int4
-from quantize.int8 import Int8Config, quantize_int8, will_be_int8
+from quantize.int8 import Int8Config
 from quantize.output_error import Latency, OutputError, compare_latency, compare_outputs
+from quantize.schemes import PRECISIONS, Scheme, scheme
 from runtime.bundle import Bundle
 from runtime.golden import Golden
 from runtime.networks import Networks
-from runtime.ort_backend import OrtModel
+from runtime.ort_backend import OrtModel, SessionConfig
 from runtime.policy import BundlePolicy
 
 __all__ = ["QuantizeReport", "add_arguments", "quantize_bundle", "run"]
@@ -34,6 +35,8 @@ __all__ = ["QuantizeReport", "add_arguments", "quantize_bundle", "run"]
 _VERSIONS = ("actlet", "numpy", "onnx", "onnxruntime")
 # Integer kernels of another processor may round a value to the neighbouring step, which the layers after it carry on.
 _INT8_TOLERANCE = {"actions": 0.02, "confidence": 0.02}
+SLOWER = 0.97
+"""A speed-up below this is slower: medians of CPU time by turns differ by 2 to 3 % from run to run on a busy machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,30 +81,33 @@ def quantize_bundle(
     parent: str | Path,
     out: str | Path,
     *,
-    config: Int8Config | Int4Config,
+    scheme: Scheme,
     data: str | Path | None = None,
     frames: tuple[Frames, Frames] | None = None,
     calibration_frames: int = 128,
     held_out_frames: int = 128,
     seed: int = 0,
+    allow_slower: bool = False,
     overwrite: bool = False,
 ) -> QuantizeReport:
-    """Make a smaller bundle from a float bundle.
+    """Make a smaller or faster bundle from a float bundle.
 
     Args:
-        parent: A float bundle.
+        parent: A float bundle; it is only read.
         out: The bundle's folder to make.
-        config: Int8Config or Int4Config: the precision, and what stays float.
+        scheme: The precision, and what stays as it is.
         data: A LeRobotDataset folder to calibrate with and to judge by.
         frames: The same as frames in memory, (to calibrate with, to judge by), instead of `data`.
         calibration_frames: How many frames to calibrate with.
         held_out_frames: How many frames, of other episodes, to judge by.
         seed: Decides which episodes and frames.
+        allow_slower: Write an int8 bundle that is slower here than its parent, or whose nodes run in float here: for another machine.
         overwrite: Replace a bundle that exists.
 
     Raises:
         BundleError: The parent is not a sound bundle.
-        QuantizationError: The parent is not float, int8 has no frames, or not what was asked for was quantized.
+        QuantizationError: The parent is not float, frames are needed and there are none or they do not vary, not what was asked for was
+            quantized, or its integers gain nothing on this machine.
         DatasetError: The dataset cannot be used.
         StorageError: `out` exists, or cannot be written.
     """
@@ -119,41 +125,59 @@ def quantize_bundle(
         judged_on = "held-out recorded frames"
     elif frames is not None:
         (calibrate, judge), judged_on = frames, "given frames"
-    elif isinstance(config, Int8Config):
-        raise QuantizationError("int8 needs recorded frames to calibrate with: pass a dataset (--data data/table).")
+    elif scheme.needs_frames:
+        raise QuantizationError(f"{scheme.precision} needs recorded frames to calibrate with: pass a dataset (--data data/table).")
     else:
         calibrate = judge = frames_of_golden(bundle.golden)
-    precision: Literal["int8", "int4"] = "int8" if isinstance(config, Int8Config) else "int4"
+    if scheme.needs_frames:
+        calibrate.require_variety()
     float_model = onnx.load_from_string(bundle.read("policy.onnx"))
-    if isinstance(config, Int8Config):
-        model = quantize_int8(float_model, calibrate, config)
-        nodes = audit(model, int8=will_be_int8(float_model, config))
-    else:
-        model = quantize_int4(float_model, config)
-        nodes = audit(model, int4=will_be_int4(float_model, config))
+    model, how = scheme.quantize(float_model, calibrate), SessionConfig(integers=scheme.precision != "float8")
+    nodes = with_time_shares(audit(model, scheme.asked(float_model), how), node_seconds(model, judge, how))
     child, before = model.SerializeToString(deterministic=True), bundle.read("policy.onnx")
-    networks = [OrtModel(before, where="policy.onnx of the parent"), OrtModel(child, where="the quantized policy.onnx")]
+    networks = [OrtModel(before, where="policy.onnx of the parent"), OrtModel(child, config=how, where="the quantized policy.onnx")]
     error = compare_outputs(networks[0], networks[1], judge, policy.spec, bundle.manifest.tokenizer)
-    _write(bundle, Path(out), child, precision, nodes, dataset, seed, overwrite=overwrite)
+    latency = compare_latency(networks[0], networks[1], judge)
+    if not allow_slower:
+        _require_gain(scheme.integer_nodes(float_model), nodes, latency)
+    _write(bundle, Path(out), child, scheme, nodes, dataset, seed, overwrite=overwrite)
     return QuantizeReport(
         out=Path(out),
         bundle_hash=manifest_hash(out),
-        precision=precision,
+        precision=scheme.precision,
         parent_bytes=len(before),
         child_bytes=len(child),
-        calibration_frames=len(calibrate) if precision == "int8" else 0,
+        calibration_frames=len(calibrate) if scheme.needs_frames else 0,
         judged_on=judged_on,
         error=error,
-        latency=compare_latency(networks[0], networks[1], judge),
+        latency=latency,
         nodes=nodes,
     )
+
+
+def _require_gain(integers: list[str], nodes: tuple[NodePrecision, ...], latency: Latency) -> None:
+    """Refuse int8 that is none, or that costs time."""
+    if not integers:
+        return
+    executed = {node.name for node in nodes if node.executed == "int8"}
+    if not executed & set(integers):
+        raise QuantizationError(
+            f"{len(integers)} nodes were to run in int8, and ONNX Runtime runs all of them in float on this machine; nothing was written. Pass "
+            "--allow-slower if the bundle is for another machine."
+        )
+    if latency.speed_up < SLOWER:
+        raise QuantizationError(
+            f"the int8 network takes {latency.child_ms:.2f} ms of CPU and its float parent {latency.parent_ms:.2f} ms on this machine; nothing was "
+            "written. Exclude the nodes that gain nothing (--exclude), take int4 if the file's size is what counts, or pass --allow-slower if the "
+            "bundle is for another machine."
+        )
 
 
 def _write(
     parent: Bundle,
     out: Path,
     policy: bytes,
-    precision: Literal["int8", "int4"],
+    scheme: Scheme,
     nodes: tuple[NodePrecision, ...],
     dataset: str | None,
     seed: int,
@@ -172,10 +196,11 @@ def _write(
             tokenizer=parent.read("tokenizer.json"),
             spec=manifest.spec,
             text_encoder=manifest.text_encoder,
+            config=SessionConfig(integers=scheme.precision != "float8"),
         )
         _golden(networks, parent.golden, manifest).save(folder / "golden.npz")
         tolerance = manifest.golden_tolerance
-        if precision == "int8":
+        if scheme.int8 is not None or scheme.dynamic is not None:
             tolerance = GoldenTolerance(embedding=tolerance.embedding, **_INT8_TOLERANCE)
         lineage = dataclasses.replace(
             manifest.lineage,
@@ -187,7 +212,13 @@ def _write(
             created=utc_now(),
         )
         child = dataclasses.replace(
-            manifest, precision=precision, nodes=nodes, files=record_files(folder), lineage=lineage, golden_tolerance=tolerance
+            manifest,
+            precision=scheme.precision,
+            nodes=nodes,
+            files=record_files(folder),
+            lineage=lineage,
+            golden_tolerance=tolerance,
+            made_for=tuple(runtime for runtime in scheme.made_for if runtime in manifest.made_for),
         )
         write_manifest(folder, child)
         BundlePolicy(folder)
@@ -212,10 +243,16 @@ def _golden(networks: Networks, golden: Golden, manifest: Manifest) -> Golden:
 
 
 EPILOG = """\
+precisions (arithmetic, and how weights are stored):
+  int8          int8 with calibrated ranges: fastest         int8-dynamic  products in int8 with ranges found at run time
+  int4          float, weights of 4 bits: smallest           int8-weights  float, weights of 8 bits: small, hardly an error
+  int4-int8     int8, weights of 4 bits: small and fast      float16, float8   for GPUs that compute in them
+
 examples:
   actlet quantize bundles/float --precision int8 --data data/table --out bundles/int8
   actlet quantize bundles/float --precision int8 --dialect portable --data data/table --out bundles/int8-tensorrt
-  actlet quantize bundles/float --precision int4 --data data/table --out bundles/int4
+  actlet quantize bundles/float --precision int4 --method gptq --block 64 --data data/table --out bundles/int4
+  actlet quantize bundles/float --precision int4-int8 --data data/table --out bundles/small-and-fast
   actlet quantize bundles/float --precision int8 --exclude queries --exclude mix.2 --data data/table --out bundles/int8
 """
 
@@ -223,12 +260,10 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb `quantize`."""
     parser.epilog = EPILOG
-    parser.add_argument("bundle", help="a float bundle, as `actlet export` makes it")
-    parser.add_argument(
-        "--precision", required=True, choices=("int8", "int4"), help="int8: faster and smaller; int4: smallest, float speed"
-    )
+    parser.add_argument("bundle", help="a float bundle, as `actlet export` makes it; it stays as it is")
+    parser.add_argument("--precision", required=True, choices=PRECISIONS, help="see below")
     parser.add_argument("--out", required=True, help="the bundle folder to make")
-    parser.add_argument("--data", help="a LeRobotDataset folder: calibrates int8, judges both")
+    parser.add_argument("--data", help="a LeRobotDataset folder: calibrates, and judges")
     parser.add_argument("--dialect", choices=("cpu", "portable"), help="int8 for ONNX Runtime (default) or also for TensorRT")
     parser.add_argument(
         "--rule", choices=("minmax", "percentile", "mse"), help=f"int8: how ranges are chosen (default: {Int8Config().rule})"
@@ -238,27 +273,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help=f"int8: largest integer of a weight (default: {Int8Config().weight_levels}, safe without VNNI; up to 127)",
     )
-    parser.add_argument("--exclude", action="append", default=[], metavar="NODE", help="a node that stays float; may be repeated")
+    parser.add_argument(
+        "--method",
+        choices=("rtn", "hqq", "gptq"),
+        help="weights in blocks: to the nearest, HQQ, or GPTQ, which looks at recorded frames (default: rtn; int4-int8: gptq)",
+    )
+    parser.add_argument("--block", type=int, choices=BLOCKS, help="weights that share a scale (default: 32; int4-int8, int8-weights: 64)")
+    parser.add_argument(
+        "--asymmetric", action="store_true", help="blocks have an offset beside their scale: finer, and 16 bits a block larger"
+    )
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="NODE", help="a node whose arithmetic stays float; may be repeated"
+    )
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="NODE", help="a node whose weights are not stored in blocks; may be repeated"
+    )
     parser.add_argument("--frames", type=int, default=128, help="frames to calibrate with, and as many to judge by (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="decides which frames (default: %(default)s)")
+    parser.add_argument(
+        "--allow-slower", action="store_true", help="write an int8 bundle that gains nothing on this machine: it is for another one"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that exists")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `quantize`."""
-    exclude = tuple(arguments.exclude)
-    chosen = {name: getattr(arguments, name) for name in ("dialect", "rule", "weight_levels") if getattr(arguments, name) is not None}
-    if arguments.precision == "int4" and chosen:
-        raise QuantizationError(f"--{' and --'.join(chosen).replace('_', '-')} belong to int8; int4 rounds weights alone. Leave them out.")
-    config = Int8Config(exclude=exclude, **chosen) if arguments.precision == "int8" else Int4Config(exclude=exclude)
+    settings: dict[str, Any] = {
+        name: value for name in ("dialect", "rule", "weight_levels", "method", "block") if (value := getattr(arguments, name)) is not None
+    }
+    if arguments.asymmetric:
+        settings["symmetric"] = False
     report = quantize_bundle(
         arguments.bundle,
         arguments.out,
-        config=config,
+        scheme=scheme(arguments.precision, exclude=tuple(arguments.exclude), keep=tuple(arguments.keep), **settings),
         data=arguments.data,
         calibration_frames=arguments.frames,
         held_out_frames=arguments.frames,
         seed=arguments.seed,
+        allow_slower=arguments.allow_slower,
         overwrite=arguments.overwrite,
     )
     print("\n".join(report.lines()))

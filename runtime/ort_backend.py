@@ -43,8 +43,12 @@ class SessionConfig:
     """Providers in order of preference; all of them must really be there."""
     optimise: bool = True
     """All of ONNX Runtime's graph optimisations, or none (to compare with)."""
+    integers: bool = True
+    """Compute in integers where the graph rounds. Off for float8, which ONNX Runtime 1.31 takes for integers, and then cannot load."""
     optimised_model: Path | None = None
     """Write the optimised graph here: it shows which kernels really run."""
+    profile: Path | None = None
+    """Time every operator, and write it below this name: see `OrtModel.end_profile`."""
 
     def __post_init__(self) -> None:
         if self.threads < 1 or not self.providers:
@@ -61,10 +65,13 @@ class SessionConfig:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if self.optimise else levels.ORT_DISABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.add_session_config_entry("session.disable_quant_qdq", "0" if self.integers else "1")
         if "CPUExecutionProvider" not in self.providers:  # Otherwise nodes that the provider lacks would run on the CPU unnoticed.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if self.optimised_model is not None:
             options.optimized_model_filepath = str(self.optimised_model)
+        if self.profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(self.profile)
         return options
 
 
@@ -125,6 +132,10 @@ class OrtModel:
         except Exception as error:
             raise RobotFault(f"{self.where}: inference failed ({_first_line(error)}).") from error
         return {name: array.copy() for name, array in self._out.items()}
+
+    def end_profile(self) -> Path:
+        """Where ONNX Runtime wrote its profile (a list of events as JSON); of a network with `SessionConfig.profile`, once."""
+        return Path(self._session.end_profiling())
 
 
 def _require_available(asked: tuple[str, ...], available: list[str]) -> None:

@@ -49,7 +49,7 @@ class BundlePolicy:
             tokenizer=self.bundle.read("tokenizer.json"),
             spec=manifest.spec,
             text_encoder=manifest.text_encoder,
-            config=config or SessionConfig(threads=threads),
+            config=config or SessionConfig(threads=threads, integers=manifest.precision != "float8"),
         )
         self.clipped = 0
         """Action values outside the specification's limits so far; each was set to the limit."""

@@ -24,8 +24,8 @@ from export.to_onnx import student_to_onnx
 from quantize.film import stack_film
 from quantize.frames import Frames
 from quantize.graph import Graph
-from quantize.int4 import quantize_int4, will_be_int4
 from quantize.int8 import Int8Config, quantize_int8, will_be_int8
+from quantize.weights import quantize_weights, will_be_packed
 from runtime.ort_backend import OrtModel
 
 CONFIG = StudentConfig(image_px=16, channels=(16, 32), blocks=(1, 2), condition_dim=32, squeeze_channels=8, features=64, token_rank=16)
@@ -94,17 +94,17 @@ def test_the_layers_are_those_that_quantize_chooses(config: StudentConfig, camer
     student = a_student(config, camera_px=camera_px, states=states, told=told)
     model = student_to_onnx(student)
     film = [name for name in rounded_layers(student, "int8") if name.endswith(".film")]
-    assert sorted(rounded_layers(student, "int4")) == sorted(will_be_int4(model))
+    assert sorted(rounded_layers(student, "int4")) == sorted(will_be_packed(model))
     assert set(rounded_layers(student, "int8")) == set(will_be_int8(model)) - {"film"} | set(film)
     assert bool(film) == ("film" in will_be_int8(model))
 
 
 def test_int4_weights_are_those_of_the_bundle(student: Student, model: onnx.ModelProto) -> None:
     """Integers times scales, as they are in the file."""
-    graph, used = Graph(quantize_int4(model)), used_weights(student, "int4")
+    graph, used = Graph(quantize_weights(model)), used_weights(student, "int4")
     assert len(used) > 8
     for name, weight in used.items():
-        values = graph.constant(f"{name}.weight.int4").astype(np.float32) * graph.constant(f"{name}.weight.scale").astype(np.float32)
+        values = graph.constant(f"{name}.weight.packed").astype(np.float32) * graph.constant(f"{name}.weight.scale").astype(np.float32)
         np.testing.assert_allclose(weight.reshape(-1), values.reshape(-1)[: weight.size], rtol=1e-6, err_msg=name)
 
 
@@ -150,7 +150,7 @@ def test_training_hears_what_the_bundle_will_say(
     """The fake-quantized student lies nearer to the bundle than the float one does: int4 up to the halves of its float weights, int8 up to
     operators that ONNX Runtime fuses. An unrelated rounding of the same size would lie 1.4 times as far away."""
     student, model = load_student(tiny_checkpoint), onnx.load(tiny_float_bundle / "policy.onnx")
-    small = quantize_int8(model, tiny_frames, Int8Config(rule="minmax")) if precision == "int8" else quantize_int4(model)
+    small = quantize_int8(model, tiny_frames, Int8Config(rule="minmax")) if precision == "int8" else quantize_weights(model)
     bundle = _answers(small, tiny_frames)
     quantizer = FakeQuantizer(student, precision, begin=10)
     with torch.no_grad():

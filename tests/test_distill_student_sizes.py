@@ -23,9 +23,8 @@ from episodes.collect import collect
 from episodes.tabletop import ACTION_SPEC, CAMERAS, STATE_NAMES, STATE_UNITS
 from export import to_bundle
 from export.to_onnx import operators
-from quantize.int4 import Int4Config
-from quantize.int8 import Int8Config
 from quantize.quantize_bundle import quantize_bundle
+from quantize.schemes import scheme
 from runtime.policy import BundlePolicy
 
 SUITE = "point_reach:make_suite"
@@ -136,9 +135,16 @@ def test_every_size_trains_exports_and_quantizes(
     assert f"- size {name}, " in (checkpoint / "README.md").read_text()
     assert load_student(checkpoint).parameter_count <= SIZES[name].max_parameters
     bundles = {"float": to_bundle.export_student(checkpoint, tmp_path / "float").out}
-    for precision, settings in (("int8", Int8Config()), ("int4", Int4Config())):
-        out = tmp_path / precision
-        bundles[precision] = quantize_bundle(bundles["float"], out, config=settings, data=data, calibration_frames=8, held_out_frames=8).out
+    for precision in ("int8", "int4"):
+        bundles[precision] = quantize_bundle(
+            bundles["float"],
+            tmp_path / precision,
+            scheme=scheme(precision),
+            data=data,
+            calibration_frames=8,
+            held_out_frames=8,
+            allow_slower=True,
+        ).out
     observation, instruction = point_reach.PointReach("red").reset(0)
     for precision, known in (("float", FLOAT), ("int8", INT8), ("int4", INT4)):
         model = onnx.load(bundles[precision] / "policy.onnx")

@@ -341,15 +341,23 @@ def test_a_served_policy_that_is_no_teacher_is_refused(data: Path, tmp_path: Pat
 def test_a_student_for_a_delay_is_told_what_is_on_its_way_down_to_int8(data: Path, teacher: Path, tmp_path: Path) -> None:
     """Trained and driven under delays, exported and quantized, it answers as in torch, and what is on its way changes the answer."""
     from export.to_bundle import export_student
-    from quantize.int8 import Int8Config
     from quantize.quantize_bundle import quantize_bundle
+    from quantize.schemes import scheme
     from runtime.policy import BundlePolicy
 
     out = distill(data, tmp_path / "student", teacher=teacher, suite=SUITE, config=tiny(delay_steps=2))
     student = load_student(out)
     assert (student.spec.timing.committed_steps, student.spec.timing.max_delay_steps) == (2, 2)
     export_student(out, tmp_path / "float")
-    quantize_bundle(tmp_path / "float", tmp_path / "int8", config=Int8Config(), data=data, calibration_frames=16, held_out_frames=8)
+    quantize_bundle(
+        tmp_path / "float",
+        tmp_path / "int8",
+        scheme=scheme("int8"),
+        data=data,
+        calibration_frames=16,
+        held_out_frames=8,
+        allow_slower=True,
+    )
     episode = open_dataset(data).read(0)
     observation = Observation({name: frames[0] for name, frames in episode.images.items()}, episode.state[0])
     told = dataclasses.replace(observation, committed=np.float32([[0, 0.08, 0.08, 0], [0, 0.08, 0.08, 0]]))

@@ -16,10 +16,9 @@ from actlet.protocols import Observation
 from episodes.episode import Episode
 from episodes.lerobot_dataset import DatasetWriter
 from quantize.frames import Frames, frames_of_dataset, frames_of_golden
-from quantize.int4 import Int4Config
-from quantize.int8 import Int8Config
 from quantize.output_error import compare_latency, compare_outputs
 from quantize.quantize_bundle import quantize_bundle
+from quantize.schemes import scheme
 from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel
 from runtime.policy import BundlePolicy
@@ -47,7 +46,9 @@ def dataset(tiny_float_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def int8_bundle(tiny_float_bundle: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "int8"
-    return quantize_bundle(tiny_float_bundle, out, config=Int8Config(), data=dataset, calibration_frames=16, held_out_frames=8).out
+    return quantize_bundle(
+        tiny_float_bundle, out, scheme=scheme("int8"), allow_slower=True, data=dataset, calibration_frames=16, held_out_frames=8
+    ).out
 
 
 def test_the_child_runs_and_answers_like_its_parent(tiny_float_bundle: Path, int8_bundle: Path) -> None:
@@ -103,11 +104,21 @@ def test_the_verb_prints_the_table(tiny_float_bundle: Path, dataset: Path, tmp_p
     """Size, share, error, latency, and what stayed float, for int4 and int8."""
     for precision in ("int8", "int4"):
         out = tmp_path / precision
-        arguments = ["quantize", str(tiny_float_bundle), "--precision", precision, "--data", str(dataset), "--frames", "8"]
+        arguments = [
+            "quantize",
+            str(tiny_float_bundle),
+            "--precision",
+            precision,
+            "--data",
+            str(dataset),
+            "--frames",
+            "8",
+            "--allow-slower",
+        ]
         assert main([*arguments, "--out", str(out)]) == 0
         printed = capsys.readouterr().out
         assert "on 8 held-out recorded frames" in printed
-        assert f"asked {precision}" in printed
+        assert f"stored {precision}, executed" in printed
         assert "node_matmul" in printed
         assert read_manifest(out).precision == precision
         BundlePolicy(out)
@@ -121,20 +132,20 @@ def test_a_tampered_parent_is_refused(tiny_float_bundle: Path, tmp_path: Path) -
     content[len(content) // 2] ^= 1
     (copy / "policy.onnx").write_bytes(bytes(content))
     with pytest.raises(BundleError, match="altered after the bundle was made"):
-        quantize_bundle(copy, tmp_path / "out", config=Int4Config())
+        quantize_bundle(copy, tmp_path / "out", scheme=scheme("int4"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_quantized_parent_is_refused(int8_bundle: Path, tmp_path: Path) -> None:
     """Rounding twice is never what one wants."""
     with pytest.raises(QuantizationError, match=r"is int8 already.* Quantize its float parent instead"):
-        quantize_bundle(int8_bundle, tmp_path / "out", config=Int4Config())
+        quantize_bundle(int8_bundle, tmp_path / "out", scheme=scheme("int4"))
 
 
 def test_int8_without_frames_is_refused(tiny_float_bundle: Path, tmp_path: Path) -> None:
     """Ranges are never guessed; options of int8 do not silently go unused in int4."""
     with pytest.raises(QuantizationError, match="int8 needs recorded frames"):
-        quantize_bundle(tiny_float_bundle, tmp_path / "out", config=Int8Config())
+        quantize_bundle(tiny_float_bundle, tmp_path / "out", scheme=scheme("int8"), allow_slower=True)
     arguments = ["quantize", str(tiny_float_bundle), "--precision", "int4", "--rule", "mse", "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
 
@@ -152,7 +163,7 @@ def test_a_failed_quantization_leaves_nothing_and_keeps_what_was(
     """An existing bundle is not overwritten unasked; a failure while writing leaves no folder behind."""
     before = manifest_hash(int8_bundle)
     with pytest.raises(StorageError, match="exists already"):
-        quantize_bundle(tiny_float_bundle, int8_bundle, config=Int4Config())
+        quantize_bundle(tiny_float_bundle, int8_bundle, scheme=scheme("int4"))
     assert manifest_hash(int8_bundle) == before
 
     def fail(*_: object) -> None:
@@ -160,7 +171,7 @@ def test_a_failed_quantization_leaves_nothing_and_keeps_what_was(
 
     monkeypatch.setattr("quantize.quantize_bundle.write_manifest", fail)
     with pytest.raises(KeyboardInterrupt):
-        quantize_bundle(tiny_float_bundle, tmp_path / "out", config=Int4Config())
+        quantize_bundle(tiny_float_bundle, tmp_path / "out", scheme=scheme("int4"))
     assert list(tmp_path.iterdir()) == []
 
 

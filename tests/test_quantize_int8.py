@@ -67,7 +67,7 @@ def test_every_asked_node_runs_on_integers(model: onnx.ModelProto, frames: Frame
     """Read from the graph that ONNX Runtime made, not from ours; every other node runs in float."""
     config = Int8Config(dialect=dialect)
     asked = will_be_int8(model, config)
-    nodes = audit(quantize_int8(model, frames, config), int8=asked)
+    nodes = audit(quantize_int8(model, frames, config), dict.fromkeys(asked, "int8"))
     assert len(asked) > 8
     assert {node.name for node in nodes if node.asked == "int8"} == set(asked)
     runs_as = {"int8": "int8", "float32": "float32", "float16": "float32"}  # Halves are how the file stores what runs in float.
@@ -109,7 +109,7 @@ def test_an_excluded_node_stays_float_and_runs_in_float(
     config = Int8Config(dialect=dialect, exclude=exclude, min_weights=200)
     assert "squeezes.0.0" in will_be_int8(model, config)
     quantized = quantize_int8(model, frames, config)
-    executed = {node.name: (node.asked, node.executed) for node in audit(quantized, int8=int8_nodes(quantized))}
+    executed = {node.name: (node.asked, node.executed) for node in audit(quantized, dict.fromkeys(int8_nodes(quantized), "int8"))}
     assert [executed[name][1] for name in exclude] == ["float32"] * 3
     assert {executed[name][0] for name in exclude} <= {"float32", "float16"}  # Large ones are stored as halves.
     assert "int8" in executed["trunks.0.blocks.1.convolution"]
@@ -198,7 +198,11 @@ def test_impossible_requests_are_errors(model: onnx.ModelProto, frames: Frames) 
         quantize_int8(model, frames, Int8Config(min_weights=10**9))
     with pytest.raises(UnknownNameError, match=r"unknown node with weights 'mix.1'. Did you mean 'mix.\d'"):
         quantize_int8(model, frames, Int8Config(exclude=("mix.1",)))
-    for wrong, message in (({"dialect": "gpu"}, "'cpu' or 'portable'"), ({"rule": "max"}, "'mse'"), ({"weight_levels": 128}, "1 .. 127")):
+    for wrong, message in (
+        ({"dialect": "gpu"}, "'portable' or 'float8'"),
+        ({"rule": "max"}, "'mse'"),
+        ({"weight_levels": 128}, "1 .. 127"),
+    ):
         arguments: dict[str, Any] = wrong
         with pytest.raises(QuantizationError, match=message):
             Int8Config(**arguments)
@@ -258,7 +262,7 @@ def test_other_networks_than_the_students(dialect: Literal["cpu", "portable"]) -
     nothing = np.zeros((0, 0), np.float32)
     frames = Recorded({}, nothing, nothing, np.zeros((0, 0, 1), np.float32))
     quantized = quantize_int8(model, frames, Int8Config(dialect=dialect, min_weights=1))
-    assert {node.name: node.executed for node in audit(quantized, int8=int8_nodes(quantized))} == dict.fromkeys(
+    assert {node.name: node.executed for node in audit(quantized, dict.fromkeys(int8_nodes(quantized), "int8"))} == dict.fromkeys(
         ("conv", "product", "last"), "int8"
     )
     noise = np.concatenate([_run(quantized, frames, row) - _run(model, frames, row) for row in range(20)])

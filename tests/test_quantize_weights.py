@@ -19,9 +19,9 @@ from distill.text_encoder import EMBEDDING_DIM
 from export.to_onnx import student_to_onnx
 from quantize.audit import audit, executed_operators
 from quantize.frames import Frames
-from quantize.int4 import Int4Config, int4_nodes, quantize_int4, will_be_int4
 from quantize.int8 import quantize_int8
 from quantize.output_error import compare_outputs
+from quantize.weights import WeightConfig, packed_nodes, quantize_weights, will_be_packed
 from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel
 
@@ -42,7 +42,7 @@ def test_the_network_uses_exactly_the_rounded_weights(shape: tuple[int, int]) ->
     model = _linear(*shape)
     values, scale = int4_blocks(numpy_helper.to_array(model.graph.initializer[0]))
     expected = (values * scale.astype(np.float32)).reshape(-1)[: shape[0] * shape[1]].reshape(shape)
-    network = OrtModel(quantize_int4(model).SerializeToString())
+    network = OrtModel(quantize_weights(model).SerializeToString())
     got = np.concatenate([network.run({"x": row[None]})["y"] for row in np.eye(shape[0], dtype=np.float32)])
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -54,15 +54,15 @@ def test_weights_are_unpacked_at_load_not_at_every_step(tiny_float_bundle: Path)
     def operators(network: onnx.ModelProto) -> list[str]:
         return sorted(op for _, op in executed_operators(network))
 
-    assert operators(quantize_int4(model)) == operators(model)
+    assert operators(quantize_weights(model)) == operators(model)
 
 
 def test_every_asked_node_is_stored_as_int4(tiny_float_bundle: Path) -> None:
     """Convolutions, products and FiLM; executed in float, which the audit says."""
     model = onnx.load(tiny_float_bundle / "policy.onnx")
-    asked = will_be_int4(model)
-    quantized = quantize_int4(model, Int4Config(exclude=("queries",)))
-    nodes = audit(quantized, int4=int4_nodes(quantized))
+    asked = will_be_packed(model)
+    quantized = quantize_weights(model, config=WeightConfig(exclude=("queries",)))
+    nodes = audit(quantized, dict.fromkeys(packed_nodes(quantized, 4), "int4"))
     assert {node.name for node in nodes if node.asked == "int4"} == set(asked) - {"queries"}
     assert {node.executed for node in nodes} == {"float32"}
     assert {node.op for node in nodes if node.asked == "int4"} == {"Conv", "Gemm"}
@@ -72,7 +72,7 @@ def test_int4_answers_stay_near(tiny_float_bundle: Path, tiny_frames: Frames) ->
     """Above 10 dB on the untrained tiny student, where four bits cost the most."""
     bundle = load_bundle(tiny_float_bundle)
     model = onnx.load(tiny_float_bundle / "policy.onnx")
-    networks = [OrtModel(network.SerializeToString()) for network in (model, quantize_int4(model))]
+    networks = [OrtModel(network.SerializeToString()) for network in (model, quantize_weights(model))]
     manifest = bundle.manifest
     error = compare_outputs(networks[0], networks[1], tiny_frames, manifest.spec, manifest.tokenizer)
     assert error.sqnr_db > 10
@@ -82,9 +82,9 @@ def test_impossible_requests_are_errors(tiny_float_bundle: Path) -> None:
     """Nothing left to quantize, or a node that does not exist."""
     model = onnx.load(tiny_float_bundle / "policy.onnx")
     with pytest.raises(QuantizationError, match=r"nothing to quantize: of .* Exclude fewer"):
-        quantize_int4(model, Int4Config(min_weights=10**9))
+        quantize_weights(model, config=WeightConfig(min_weights=10**9))
     with pytest.raises(UnknownNameError, match=r"unknown node with weights 'querys'. Did you mean 'queries'"):
-        quantize_int4(model, Int4Config(exclude=("querys",)))
+        quantize_weights(model, config=WeightConfig(exclude=("querys",)))
 
 
 def test_files_of_the_default_student_are_small() -> None:
@@ -99,4 +99,4 @@ def test_files_of_the_default_student_are_small() -> None:
     state, vectors = rng.normal(size=(2, 7)).astype(np.float32), rng.normal(size=(2, EMBEDDING_DIM)).astype(np.float32) / 20
     frames = Frames(pictures, state, vectors, np.zeros((2, 0, 1 + spec.action.dim), np.float32))
     assert quantize_int8(model, frames).ByteSize() <= 0.30 * model.ByteSize()
-    assert quantize_int4(model).ByteSize() <= 0.22 * model.ByteSize()
+    assert quantize_weights(model).ByteSize() <= 0.22 * model.ByteSize()
