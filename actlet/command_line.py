@@ -25,6 +25,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "distill": ("distill.train_command", "train a small student on demonstrations and on a teacher's answers"),
     "export": ("export.to_bundle", "turn a student checkpoint into a bundle that needs no torch"),
     "quantize": ("quantize.quantize_bundle", "turn a float bundle into a smaller or faster one: int8, int4, both, float16, float8"),
+    "certify": (
+        "quantize.certify_command",
+        "show what a smaller bundle costs in behaviour, on paired episodes, and write it into the bundle",
+    ),
+    "verify": ("quantize.verify_command", "run a certified bundle again, from the bundle alone"),
     "run": ("runtime.run", "drive a robot, or the simulated arm, with a bundle"),
     "serve": ("runtime.serve", "answer many robots over the network with one policy, on openpi's websocket"),
     "bench": ("benchmarks.bench", "measure success, latency and size of policies, and write the report"),
@@ -32,7 +37,10 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 # What a verb needs of stages that its own may not import: verb -> {name in its arguments: "module:function"}.
-LENT: dict[str, dict[str, str]] = {"distill": {"size_within_budget": "benchmarks.student_latency:size_within_budget"}}
+LENT: dict[str, dict[str, str]] = {
+    "distill": {"size_within_budget": "benchmarks.student_latency:size_within_budget"},
+    "certify": {"describe_machine": "benchmarks.machine:describe_machine"},
+}
 
 EPILOG = """\
 examples:
@@ -41,6 +49,7 @@ examples:
   actlet distill --data data/table --out checkpoints/student
   actlet export checkpoints/student --out bundles/float
   actlet quantize bundles/float --precision int8 --data data/table --out bundles/int8
+  actlet certify bundles/int8 --parent bundles/float
   actlet run bundles/int8 --task put --seed 7
 """
 

@@ -28,6 +28,7 @@ from actlet.specs import PolicySpec
 from actlet.storage import read_json, sha256, write_json
 
 __all__ = [
+    "CERTIFICATE_NAME",
     "MANIFEST_NAME",
     "REQUIRED_FILES",
     "SCHEMA_VERSION",
@@ -47,6 +48,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+CERTIFICATE_NAME = "certificate.json"
 REQUIRED_FILES = ("policy.onnx", "instruction.onnx", "tokenizer.json", "golden.npz")
 MAX_MANIFEST_BYTES = 8 << 20  # A node entry takes about 150 bytes, so this is room for 50,000 nodes.
 
