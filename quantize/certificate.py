@@ -47,7 +47,17 @@ from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel, SessionConfig
 from runtime.policy import BundlePolicy
 
-__all__ = ["CertificateConfig", "certificate_lines", "certify", "read_certificate", "uncertified_hash", "verdict", "verify"]
+__all__ = [
+    "CertificateConfig",
+    "certificate_lines",
+    "certify",
+    "motion_of",
+    "paired_rates",
+    "read_certificate",
+    "uncertified_hash",
+    "verdict",
+    "verify",
+]
 
 Verdict = Literal["non-inferior", "inferior", "undecided"]
 SCHEMA_VERSION = 1
@@ -256,12 +266,12 @@ def _closed_loop(child: Path, parent: Path, config: CertificateConfig, work: Pat
             for who, path in (("child", child), ("parent", parent))
         ]
     ours, theirs = ([result.success for result in results] for results in runs[0])
-    found = {"suite": config.suite, "first_seed": REPORT_SEED_START, "margin": config.margin, **_rates(ours, theirs)}
+    found = {"suite": config.suite, "first_seed": REPORT_SEED_START, "margin": config.margin, **paired_rates(ours, theirs)}
     return {
         **found,
         "verdict": verdict(found["difference_ci95"], config.margin),
-        "motion": _motion(*runs[0]),
-        "at_delay": {str(steps): _rates(*([result.success for result in results] for results in runs[steps])) for steps in allowed},
+        "motion": motion_of(*runs[0]),
+        "at_delay": {str(steps): paired_rates(*([result.success for result in results] for results in runs[steps])) for steps in allowed},
     }
 
 
@@ -284,7 +294,7 @@ def _kept(place: Path, run: Callable[[], list[EpisodeResult]]) -> list[EpisodeRe
     return results
 
 
-def _rates(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, Any]:
+def paired_rates(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, Any]:
     n = len(ours)
     return {
         "episodes": n,
@@ -304,7 +314,7 @@ def _marks(outcomes: Sequence[bool]) -> str:
     return "".join(str(int(outcome)) for outcome in outcomes)
 
 
-def _motion(ours: Sequence[EpisodeResult], theirs: Sequence[EpisodeResult]) -> dict[str, Any]:
+def motion_of(ours: Sequence[EpisodeResult], theirs: Sequence[EpisodeResult]) -> dict[str, Any]:
     """Over the episodes in which both succeed; None where nothing was measured."""
     both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.success and b.success]
 

@@ -143,12 +143,13 @@ def scheme(precision: str, *, exclude: tuple[str, ...] = (), keep: tuple[str, ..
     parts = dict(_PARTS[precision])
     if settings.get("method") == "hqq":
         settings.setdefault("symmetric", False)
+    changes: dict[str, dict[str, Any]] = {part: {} for part in parts}
     for name, value in settings.items():
         takers = [part for part in _SETTINGS[name] if part in parts]
         if not takers or (name == "dialect" and precision != "int8"):
             raise QuantizationError(f"{name.replace('_', ' ')} {value!r} has no meaning for {precision}: leave it out.")
         for part in takers:
-            parts[part] = dataclasses.replace(parts[part], **{name: value})
+            changes[part][name] = value
     for names, takers in ((exclude, ("int8", "dynamic")), (keep, ("weights",))):
         # Where all arithmetic is float anyway, what is excluded keeps its weights.
         takers = [part for part in takers if part in parts] or ([*parts] if names is exclude else [])
@@ -157,7 +158,8 @@ def scheme(precision: str, *, exclude: tuple[str, ...] = (), keep: tuple[str, ..
                 f"nodes {list(names)} cannot be left out of {precision}: it has no exceptions of this kind. Leave them out."
             )
         for part in takers:
-            parts[part] = dataclasses.replace(parts[part], exclude=tuple(names))
+            changes[part]["exclude"] = tuple(names) or parts[part].exclude
+    parts = {part: dataclasses.replace(settled, **changes[part]) for part, settled in parts.items()}
     return Scheme(precision=precision, **parts)  # type: ignore[arg-type]  # of PRECISIONS, which is of the manifest's
 
 

@@ -137,8 +137,8 @@ def test_motion_is_compared_where_both_succeed() -> None:
 
     ours = [episode(True, 3.0, 2), episode(True, 100.0, 9), episode(False, 1.0, 0)]
     theirs = [episode(True, 2.0, 1), episode(False, 1.0, 0), episode(True, 1.0, 0)]
-    assert certificate._motion(ours, theirs) == {"episodes": 1, "jerk_ratio": 1.5, "path_ratio": 1.0, "gripper_flips_difference": 1.0}
-    assert certificate._motion(ours[2:], theirs[2:])["jerk_ratio"] is None
+    assert certificate.motion_of(ours, theirs) == {"episodes": 1, "jerk_ratio": 1.5, "path_ratio": 1.0, "gripper_flips_difference": 1.0}
+    assert certificate.motion_of(ours[2:], theirs[2:])["jerk_ratio"] is None
 
 
 def test_jerk_of_a_chunk_is_what_its_moves_do(bundles: tuple[Path, Path]) -> None:
