@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "label": ("distill.label", "write a teacher's answers for every frame of a dataset, with any number of processes"),
     "distill": ("distill.train_command", "train a small student on demonstrations and on a teacher's answers"),
     "export": ("export.to_bundle", "turn a student checkpoint into a bundle that needs no torch"),
-    "quantize": ("quantize.quantize_bundle", "turn a float bundle into a smaller or faster one: int8, int4, both, float16, float8"),
+    "quantize": ("quantize.quantize_command", "turn a float bundle into a smaller or faster one: int8, int4, both, float16, float8"),
     "certify": (
         "quantize.certify_command",
         "show what a smaller bundle costs in behaviour, on paired episodes, and write it into the bundle",

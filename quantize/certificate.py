@@ -52,6 +52,7 @@ __all__ = [
     "certificate_lines",
     "certify",
     "motion_of",
+    "open_bundle",
     "paired_rates",
     "read_certificate",
     "uncertified_hash",
@@ -277,10 +278,11 @@ def _closed_loop(child: Path, parent: Path, config: CertificateConfig, work: Pat
 
 def _drive(path: Path, suite: str, count: int, steps: int, workers: int | None) -> list[EpisodeResult]:
     seeds = range(REPORT_SEED_START, REPORT_SEED_START + count)
-    return evaluate(functools.partial(_open, str(path)), suite, seeds, workers=workers, delays=(steps,))
+    return evaluate(functools.partial(open_bundle, str(path)), suite, seeds, workers=workers, delays=(steps,))
 
 
-def _open(path: str) -> Policy:
+def open_bundle(path: str) -> Policy:
+    """A bundle as a policy; a function that can be sent to another process."""
     return BundlePolicy(path)
 
 

@@ -1,4 +1,4 @@
-"""Float bundle -> a smaller or faster one; the verb `quantize`. The ways there are: `quantize.schemes`.
+"""Float bundle -> a smaller or faster one. The ways there are: `quantize.schemes`; the verb is in `quantize.quantize_command`.
 
 The child has the parent's instruction encoder, tokenizer and specifications, its own policy.onnx and golden answers, the
 audited precision of every node, and the parent's hash in its lineage.
@@ -6,10 +6,8 @@ audited precision of every node, and the parent's hash in its lineage.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,18 +17,16 @@ from actlet.manifest import GoldenTolerance, Manifest, NodePrecision, manifest_h
 from actlet.provenance import git_commit, package_versions, utc_now
 from actlet.storage import new_folder, write_bytes
 from quantize.audit import audit, node_seconds, summary, with_time_shares
-from quantize.block_rounding import BLOCKS
 from quantize.frames import Frames, frames_of_dataset, frames_of_golden
-from quantize.int8 import Int8Config
 from quantize.output_error import Latency, OutputError, compare_latency, compare_outputs
-from quantize.schemes import PRECISIONS, Scheme, scheme
+from quantize.schemes import Scheme
 from runtime.bundle import Bundle
 from runtime.golden import Golden
 from runtime.networks import Networks
 from runtime.ort_backend import OrtModel, SessionConfig
 from runtime.policy import BundlePolicy
 
-__all__ = ["QuantizeReport", "add_arguments", "quantize_bundle", "run"]
+__all__ = ["QuantizeReport", "quantize_bundle"]
 
 _VERSIONS = ("actlet", "numpy", "onnx", "onnxruntime")
 # Integer kernels of another processor may round a value to the neighbouring step, which the layers after it carry on.
@@ -240,79 +236,3 @@ def _golden(networks: Networks, golden: Golden, manifest: Manifest) -> Golden:
         actions=answers.actions[same],
         confidence=answers.confidence[same],
     )
-
-
-EPILOG = """\
-precisions (arithmetic, and how weights are stored):
-  int8          int8 with calibrated ranges: fastest         int8-dynamic  products in int8 with ranges found at run time
-  int4          float, weights of 4 bits: smallest           int8-weights  float, weights of 8 bits: small, hardly an error
-  int4-int8     int8, weights of 4 bits: small and fast      float16, float8   for GPUs that compute in them
-
-examples:
-  actlet quantize bundles/float --precision int8 --data data/table --out bundles/int8
-  actlet quantize bundles/float --precision int8 --dialect portable --data data/table --out bundles/int8-tensorrt
-  actlet quantize bundles/float --precision int4 --method gptq --block 64 --data data/table --out bundles/int4
-  actlet quantize bundles/float --precision int4-int8 --data data/table --out bundles/small-and-fast
-  actlet quantize bundles/float --precision int8 --exclude queries --exclude mix.2 --data data/table --out bundles/int8
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the verb `quantize`."""
-    parser.epilog = EPILOG
-    parser.add_argument("bundle", help="a float bundle, as `actlet export` makes it; it stays as it is")
-    parser.add_argument("--precision", required=True, choices=PRECISIONS, help="see below")
-    parser.add_argument("--out", required=True, help="the bundle folder to make")
-    parser.add_argument("--data", help="a LeRobotDataset folder: calibrates, and judges")
-    parser.add_argument("--dialect", choices=("cpu", "portable"), help="int8 for ONNX Runtime (default) or also for TensorRT")
-    parser.add_argument(
-        "--rule", choices=("minmax", "percentile", "mse"), help=f"int8: how ranges are chosen (default: {Int8Config().rule})"
-    )
-    parser.add_argument(
-        "--weight-levels",
-        type=int,
-        help=f"int8: largest integer of a weight (default: {Int8Config().weight_levels}, safe without VNNI; up to 127)",
-    )
-    parser.add_argument(
-        "--method",
-        choices=("rtn", "hqq", "gptq"),
-        help="weights in blocks: to the nearest, HQQ, or GPTQ, which looks at recorded frames (default: rtn; int4-int8: gptq)",
-    )
-    parser.add_argument("--block", type=int, choices=BLOCKS, help="weights that share a scale (default: 32; int4-int8, int8-weights: 64)")
-    parser.add_argument(
-        "--asymmetric", action="store_true", help="blocks have an offset beside their scale: finer, and 16 bits a block larger"
-    )
-    parser.add_argument(
-        "--exclude", action="append", default=[], metavar="NODE", help="a node whose arithmetic stays float; may be repeated"
-    )
-    parser.add_argument(
-        "--keep", action="append", default=[], metavar="NODE", help="a node whose weights are not stored in blocks; may be repeated"
-    )
-    parser.add_argument("--frames", type=int, default=128, help="frames to calibrate with, and as many to judge by (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="decides which frames (default: %(default)s)")
-    parser.add_argument(
-        "--allow-slower", action="store_true", help="write an int8 bundle that gains nothing on this machine: it is for another one"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that exists")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """The verb `quantize`."""
-    settings: dict[str, Any] = {
-        name: value for name in ("dialect", "rule", "weight_levels", "method", "block") if (value := getattr(arguments, name)) is not None
-    }
-    if arguments.asymmetric:
-        settings["symmetric"] = False
-    report = quantize_bundle(
-        arguments.bundle,
-        arguments.out,
-        scheme=scheme(arguments.precision, exclude=tuple(arguments.exclude), keep=tuple(arguments.keep), **settings),
-        data=arguments.data,
-        calibration_frames=arguments.frames,
-        held_out_frames=arguments.frames,
-        seed=arguments.seed,
-        allow_slower=arguments.allow_slower,
-        overwrite=arguments.overwrite,
-    )
-    print("\n".join(report.lines()))
-    return 0
