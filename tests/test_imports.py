@@ -45,7 +45,22 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "quantize": ({"actlet", "episodes", "runtime"}, {"numpy", "onnx", "onnxruntime", "ml_dtypes", "tqdm"}),
     "benchmarks": (
         set(OURS) - {"benchmarks"},
-        {"numpy", "matplotlib", "jinja2", "markupsafe", "tqdm", "PIL", "onnx", "onnxruntime", "torch", "mujoco", "psutil"},
+        {
+            "numpy",
+            "matplotlib",
+            "jinja2",
+            "markupsafe",
+            "tqdm",
+            "PIL",
+            "onnx",
+            "onnxruntime",
+            "torch",
+            "mujoco",
+            "psutil",
+            "openvino",
+            "nncf",
+            "torchao",
+        },
     ),
 }
 HEAVY = ("torch", "transformers", "pyarrow", "PIL", "onnx", "mujoco", "metaworld", "matplotlib", "tqdm", "pydantic")
