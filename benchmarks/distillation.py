@@ -237,7 +237,7 @@ def _conditions(about: Mapping[str, Any], config: DistillationConfig) -> str:
         f"{about['date'][:10]}, {machine['cpu']}, {machine['cores_usable']} cores, GPUs {machine['gpus'] or 'none'}, Python {versions['python']}, torch "
         f"{versions.get('torch', '–')}, onnxruntime {versions.get('onnxruntime', '–')}. Demonstrations: {amounts}; all methods have the same, "
         f"{config.train.steps} updates of {config.train.batch_size}, and seed {config.train.seed}; one training run each. {config.episodes} report "
-        f"episodes, the same seeds for all, {config.delay_episodes} of them late; 95 % Wilson intervals, differences on the same seeds with Bonett and "
+        f"episodes, the same seeds for all, {config.delay_episodes if config.delays else 'none'} of them late; 95 % Wilson intervals, differences on the same seeds with Bonett and "
         "Price's interval. Jerk, path and flips: means over successful episodes. Decisions: one thread, all policies by turns in one run. CPU: "
         "training and the teacher's labels for the demonstrations."
     )
@@ -287,7 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--teacher", nargs="+", default=[], metavar="SUITE=TEACHER", help="another teacher than the suite's own")
     parser.add_argument("--episodes", type=int, help=f"report episodes (default: {DistillationConfig.episodes})")
-    parser.add_argument("--delay-episodes", type=int, help=f"of them late as well (default: {DistillationConfig.delay_episodes})")
+    parser.add_argument(
+        "--delay-episodes", type=int, help=f"of them late as well; 0 for none (default: {DistillationConfig.delay_episodes})"
+    )
     parser.add_argument("--steps", type=int, help="updates of every student (default: those of actlet distill)")
     parser.add_argument("--workers", type=int, help="processes that run episodes (default: one per core)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that the chain works, and nothing about quality")
@@ -304,6 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             second=dataclasses.replace(config.second, teacher=next(plan.teacher for plan in plans if plan.name == config.second.name)),
             episodes=episodes,
             delay_episodes=min(arguments.delay_episodes or config.delay_episodes, episodes),
+            delays=() if arguments.delay_episodes == 0 else config.delays,
             train=dataclasses.replace(config.train, steps=arguments.steps or config.train.steps),
             workers=arguments.workers,
         )

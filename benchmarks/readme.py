@@ -2,7 +2,7 @@
 
 The figures are those of ``benchmarks/results/demo.json``, a copy of the ``results.json`` of a whole run; given another file,
 that file becomes the copy. The teachers' figures are those of ``benchmarks/results/teachers.json``, the ablation of distillation's those of
-``benchmarks/results/distillation.json``, if it is there. A file's comment in the tree is the beginning of its own docstring.
+``benchmarks/results/distillation*.json``, where there are any. A file's comment in the tree is the beginning of its own docstring.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TREE = ("<!-- tree: written by `make readme` -->", "<!-- end of tree -->")
 PACKAGES = ("actlet", "episodes", "distill", "export", "quantize", "runtime", "benchmarks")  # In the order of the chain.
 COMMENT_WIDTH = 130
 KEPT_TEACHERS = Path(__file__).with_name("results") / "teachers.json"
-KEPT_DISTILLATION = Path(__file__).with_name("results") / "distillation.json"
+KEPT_DISTILLATION = Path(__file__).with_name("results")  # The folder of distillation*.json, one for each run.
 KEPT = Path(__file__).with_name("results") / "demo.json"
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -149,11 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_json(KEPT, results)
         if KEPT_TEACHERS.is_file():
             page = put_between_markers(page, TEACHERS, teachers_text(read_json(KEPT_TEACHERS)))
-        if KEPT_DISTILLATION.is_file():
-            ablation = read_json(KEPT_DISTILLATION)
-            if ablation.get("quick"):
-                raise CallerError(f"{KEPT_DISTILLATION}: a quick run says nothing about quality; keep the results of a whole run.")
-            page = put_between_markers(page, DISTILLATION, distillation_text(ablation))
+        if ablations := {path: read_json(path) for path in sorted(KEPT_DISTILLATION.glob("distillation*.json"))}:
+            for path, ablation in ablations.items():
+                if ablation.get("quick"):
+                    raise CallerError(f"{path}: a quick run says nothing about quality; keep the results of a whole run.")
+            page = put_between_markers(page, DISTILLATION, "\n\n".join(distillation_text(ablation) for ablation in ablations.values()))
         write_bytes(README, page.encode())
     except ActletError as error:
         print(error, file=sys.stderr)
