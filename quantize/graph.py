@@ -63,8 +63,14 @@ class Graph:
         return name
 
     def add(self, op: str, inputs: Sequence[str], output: str | Sequence[str], *, name: str = "", **attributes: Any) -> str:
-        """Add a node; returns its first output. Order does not matter: `finish` sorts."""
+        """Add a node; returns its first output. Order does not matter: `finish` sorts.
+
+        Raises:
+            ValueError: Another node makes one of its outputs.
+        """
         outputs = [output] if isinstance(output, str) else list(output)
+        if taken := [name for name in outputs if self.producer(name) is not None]:
+            raise ValueError(f"the graph has other nodes that make {taken}")
         self.nodes.append(helper.make_node(op, list(inputs), outputs, name=name or outputs[0], **attributes))
         return outputs[0]
 
