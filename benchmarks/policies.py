@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from actlet.errors import CallerError
-from actlet.manifest import Manifest, manifest_hash, read_manifest
+from actlet.manifest import CERTIFICATE_NAME, Manifest, manifest_hash, read_manifest
 from actlet.protocols import Observation, Policy
 from actlet.specs import PolicySpec
 from actlet.storage import read_json
 from benchmarks.arithmetic import count_graph, count_torch
+from quantize.certificate import read_certificate
 from runtime.opening import kind_of, open_policy
 
 __all__ = ["Contender", "Sample", "parse_contenders", "samples_for", "share_parameters", "weigh"]
@@ -49,14 +50,19 @@ def weigh(contender: Contender, policy: Policy, sample: Sample) -> dict[str, Any
 
     Returns:
         ``parameters, size_bytes`` (of the weights: the file policy.onnx, or what torch holds in memory), ``macs``, and for a bundle
-        ``bundle_bytes`` and ``precisions``: nodes and bytes of its weights, by what was asked and what is really executed.
+        ``bundle_bytes``, ``precisions``: nodes and bytes of its weights, by what was asked and what is really executed, and where it carries
+        one its ``certificate``.
+
+    Raises:
+        BundleError: A bundle carries a certificate that is not its own.
     """
     if kind_of(contender.path) == "bundle":
         network = contender.path / "policy.onnx"
         count = count_graph(network)
         manifest = read_manifest(contender.path)
         sizes = {"size_bytes": network.stat().st_size, "bundle_bytes": manifest.size_bytes}
-        return {"parameters": count.parameters, "macs": count.macs, **sizes, "precisions": _precisions(manifest)}
+        shown = {"certificate": read_certificate(contender.path)} if CERTIFICATE_NAME in manifest.files else {}
+        return {"parameters": count.parameters, "macs": count.macs, **sizes, "precisions": _precisions(manifest), **shown}
     module: Any = getattr(policy, "student", policy)
     weights = list(module.parameters())
     return {

@@ -20,6 +20,7 @@ from benchmarks import plots
 from benchmarks.results import check_results
 from benchmarks.thresholds import judge
 from benchmarks.units import as_bytes, as_count, as_duration, as_number, as_percent, as_significant
+from quantize.certificate import certificate_lines
 
 __all__ = ["render_report", "write_report"]
 
@@ -57,6 +58,11 @@ def render_report(results: Mapping[str, Any], *, pictures: Path | None = None) -
         cards=_cards(policies),
         plots={name: markupsafe.Markup(drawing) for name, drawing in drawings.items()},
         compared=[policy for policy in policies if "compared" in policy],
+        certificates=[
+            {"name": policy["name"], "lines": certificate_lines(policy["certificate"]), **policy["certificate"]}
+            for policy in policies
+            if "certificate" in policy
+        ],
         precisions=[{"name": policy["name"], **group} for policy in policies for group in policy.get("precisions", [])],
         thresholds=[dataclasses.asdict(threshold) for threshold in judge(results)],
         pictures=_films(pictures),

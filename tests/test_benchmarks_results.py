@@ -128,6 +128,27 @@ def test_the_report_shows_every_policy_and_threshold(results: dict[str, Any]) ->
     assert "no recordings in a test" in page
 
 
+def test_the_report_shows_certificates(results: dict[str, Any]) -> None:
+    """What was shown of a bundle, in the words of the command; nothing where there is none."""
+    assert "What was certified" not in render_report(results)
+    rates = {"child": 0.99, "parent": 0.98}
+    closed = {
+        "suite": "tabletop",
+        "episodes": 300,
+        "margin": 0.03,
+        "verdict": "non-inferior",
+        "difference": 0.01,
+        "difference_ci95": [-0.01, 0.03],
+    }
+    closed |= {"success": rates, "mcnemar_p": 0.5, "at_delay": {}, "motion": {"episodes": 0}}
+    sides = {name: {"bundle": name * 8, "policy": "", "precision": "int8"} for name in ("child", "parent")}
+    certificate = {**sides, "closed_loop": closed, "recorded": None, "machine": {"cpu": "a processor"}, "date": "2026-11-27T00:00:00+00:00"}
+    results["policies"][1]["certificate"] = certificate
+    page = render_report(results)
+    assert "NON-INFERIOR for a margin of 3 points: +1.0 points [-1.0, +3.0] over 300 paired episodes of tabletop" in page
+    assert "a processor" in page
+
+
 def test_the_report_embeds_pictures(results: dict[str, Any], tmp_path: Path) -> None:
     """A film's pictures are in the page as data."""
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
