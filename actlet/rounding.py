@@ -1,10 +1,10 @@
 """Weights and activations as integers: the arithmetic, and which layers it is for.
 
 One copy, because two read it: `quantize`, which stores the integers, and `distill`, whose quantization-aware training only
-helps as far as it rounds as they do. What was measured to choose these numbers stands in `quantize.int8` and `quantize.int4`.
+helps as far as it rounds as they do. What was measured to choose these numbers stands in `quantize.int8` and docs/quantization.md.
 
     int8   q = clip(rint(w / s), -levels, levels)      one s per channel, max|w| / levels
-    int4   q = clip(rint(w / s), -8, 7)                one float16 s per block of 32
+    int4   q = clip(rint(w / s), -8, 7)                one float16 s per block, of 32 by default
     uint8  q = clip(rint(x / s) + z, 0, 255)           one s and z per activation
 """
 

@@ -36,7 +36,7 @@ def mcnemar_p(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     only_ours = sum(a and not b for a, b in zip(ours, theirs, strict=True))
     only_theirs = sum(b and not a for a, b in zip(ours, theirs, strict=True))
     n, k = only_ours + only_theirs, min(only_ours, only_theirs)
-    return min(1.0, 2.0 * sum(math.comb(n, i) for i in range(k + 1)) / 2.0**n)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / (1 << n))
 
 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool], *, z: float = 1.959964) -> tuple[float, float, float]:

@@ -42,6 +42,8 @@ def _storage_errors(path: Path) -> Iterator[None]:
 
 def _remove_partials(path: Path) -> None:
     for left in path.parent.glob(f".{path.name}.partial-*"):
+        if "partial-old-" in left.name and not path.exists():
+            continue  # A process was killed between two renames: what was there before is in it, and nowhere else.
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
@@ -115,8 +117,13 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-old-", dir=path.parent))
                 os.replace(path, old / "old")
-                os.replace(partial, path)
-                shutil.rmtree(old, ignore_errors=True)
+                try:
+                    os.replace(partial, path)
+                except BaseException:
+                    os.replace(old / "old", path)
+                    raise
+                finally:
+                    shutil.rmtree(old, ignore_errors=True)
             else:
                 os.replace(partial, path)
         except BaseException:

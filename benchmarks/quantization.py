@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from actlet.errors import ActletError, SpecError, UnknownNameError
-from actlet.provenance import utc_now
+from actlet.manifest import manifest_hash
+from actlet.provenance import package_versions, utc_now
 from actlet.storage import read_json, write_json
 from benchmarks.chain import Chain
 from benchmarks.distillation_rows import rate_text
@@ -33,18 +34,18 @@ from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.peers import measure_backends
 from benchmarks.tables import markdown_table, text_table
 from benchmarks.units import as_percent, as_significant
-from episodes.rollout import EpisodeResult, evaluate
+from episodes.rollout import EpisodeResult
 from episodes.seeds import REPORT_SEED_START
-from quantize.certificate import motion_of, paired_rates, verdict
+from quantize.certificate import drive, motion_of, paired_rates, verdict
 from quantize.frames import frames_of_dataset
 from quantize.quantize_bundle import quantize_bundle
 from quantize.schemes import Scheme, scheme
-from runtime.opening import open_policy
 from runtime.policy import BundlePolicy
 
 __all__ = ["SCHEMES", "QuantizationConfig", "main", "measure_quantization", "quantization_text"]
 
 PARTS = ("behaviour", "latency")
+RESULT = "quantization.json"
 SCHEMES: dict[str, Scheme] = {
     "int8": scheme("int8"),
     "int8, weights to 127": scheme("int8", weight_levels=127),
@@ -99,9 +100,9 @@ def measure_quantization(
         checkpoint: The student that the bundle was exported from, for torch's rows.
 
     Returns:
-        JSON types: ``date, machine, versions, conditions, config, behaviour`` (``scheme, episodes, outcomes, success, success_ci95, difference,
-        difference_ci95, mcnemar_p, jerk_ratio, size_ratio, verdict``), ``latency`` (see `benchmarks.peers.measure_backends`); None for a part
-        that was not asked for.
+        JSON types: ``about`` (part -> ``date, machine, versions, conditions, config``), ``behaviour`` (``scheme, episodes, outcomes, success, success_ci95, difference,
+        difference_ci95, mcnemar_p, jerk_ratio, size_ratio, verdict``), ``latency`` (see `benchmarks.peers.measure_backends`); a part that was not asked for is the one that was
+        measured before, or None.
 
     Raises:
         ActletError: A stage failed; finished ones are kept.
@@ -111,23 +112,26 @@ def measure_quantization(
     chain = Chain(out, total=judged + ("latency" in config.parts) * len(config.threads))
     behaviour = _behaviour(chain, bundle, data, config) if "behaviour" in config.parts else None
     latency = _latency(chain, bundle, data, config, checkpoint) if "latency" in config.parts else None
-    machine, versions = describe_machine(), describe_versions()
+    before = read_json(out / RESULT) if (out / RESULT).is_file() else {"about": {}, "behaviour": None, "latency": None}
+    about = {"date": utc_now(), "machine": describe_machine(), "versions": describe_versions()}
+    about |= {"conditions": _conditions(about, config), "config": json.loads(json.dumps(dataclasses.asdict(config)))}
     return {
-        "date": utc_now(),
-        "machine": machine,
-        "versions": versions,
-        "conditions": (
-            f"{utc_now()[:10]}, {machine['cpu']}, {machine['cores_usable']} cores, Python {versions['python']}, onnxruntime "
-            f"{versions.get('onnxruntime', '–')}, torch {versions.get('torch', '–')}. Episodes: suite `{config.suite}`, report seeds from 0, lockstep, "
-            f"difference against the float bundle on the same seeds with Bonett and Price's 95 % interval, margin {100 * config.margin:g} points. Latency: one "
-            f"call each in {config.rounds} rounds in an order drawn anew for each, medians; batch 1; ratio: of CPU medians; ceiling: of the matrix "
-            "product's rate in the same precision, in the same run."
-        ),
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
-        "behaviour": behaviour,
-        "latency": latency,
+        "about": {**before["about"], **dict.fromkeys(config.parts, about)},
+        "behaviour": before["behaviour"] if behaviour is None else behaviour,
+        "latency": before["latency"] if latency is None else latency,
         "stages": chain.records,
     }
+
+
+def _conditions(about: Mapping[str, Any], config: QuantizationConfig) -> str:
+    machine, versions = about["machine"], about["versions"]
+    return (
+        f"{about['date'][:10]}, {machine['cpu']}, {machine['cores_usable']} cores, Python {versions['python']}, onnxruntime "
+        f"{versions.get('onnxruntime', '–')}, torch {versions.get('torch', '–')}. Episodes: suite `{config.suite}`, report seeds from 0, lockstep, "
+        f"difference against the float bundle on the same seeds with Bonett and Price's 95 % interval, margin {100 * config.margin:g} points. Latency: one "
+        f"call each in {config.rounds} rounds in an order drawn anew for each, medians; batch 1; ratio: of CPU medians; ceiling: of the matrix "
+        "product's rate in the same precision, in the same run."
+    )
 
 
 def _behaviour(chain: Chain, bundle: Path, data: Path, config: QuantizationConfig) -> list[dict[str, Any]]:
@@ -159,7 +163,7 @@ def _behaviour(chain: Chain, bundle: Path, data: Path, config: QuantizationConfi
                 "mcnemar_p": found["mcnemar_p"],
                 "jerk_ratio": motion_of(now, before)["jerk_ratio"],
                 "size_ratio": (child / "policy.onnx").stat().st_size / size,
-                "verdict": verdict(found["difference_ci95"], config.margin),
+                "verdict": verdict(found["difference_ci95"], config.margin, parent=found["success"]["parent"]),
             }
         )
     return rows
@@ -171,8 +175,7 @@ def _quantize(out: Path, *, bundle: Path, chosen: Scheme, data: Path, frames: in
 
 def _episodes(chain: Chain, name: str, bundle: Path, config: QuantizationConfig) -> list[EpisodeResult]:
     def work(place: Path) -> None:
-        seeds = range(REPORT_SEED_START, REPORT_SEED_START + config.episodes)
-        found = evaluate(functools.partial(open_policy, str(bundle)), config.suite, seeds, workers=config.workers)
+        found = drive(bundle, manifest_hash(bundle), config.suite, REPORT_SEED_START, config.episodes, workers=config.workers)
         write_json(place, [result.to_dict() for result in found])
 
     arguments = {"suite": config.suite, "episodes": config.episodes}
@@ -184,6 +187,8 @@ def _episodes(chain: Chain, name: str, bundle: Path, config: QuantizationConfig)
 
 def _latency(chain: Chain, bundle: Path, data: Path, config: QuantizationConfig, checkpoint: Path | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    # Of another machine, or with another library, they are other figures.
+    here = {"cpu": describe_machine()["cpu"], "versions": package_versions(("onnxruntime", "torch", "openvino", "nncf", "torchao"))}
     for threads in config.threads:
 
         def work(place: Path, threads: int = threads) -> None:
@@ -206,7 +211,7 @@ def _latency(chain: Chain, bundle: Path, data: Path, config: QuantizationConfig,
 
         inputs: dict[str, Path | str] = {"bundle": bundle, "data": data, **({"checkpoint": checkpoint} if checkpoint else {})}
         name = f"latency-{threads}.json"
-        arguments = {"threads": threads, "rounds": config.rounds, "frames": config.frames}
+        arguments = {"threads": threads, "rounds": config.rounds, "frames": config.frames, **here}
         rows += read_json(chain.stage(name, f"time everything by turns, {threads} threads", work, arguments=arguments, inputs=inputs))
     return rows
 
@@ -253,7 +258,7 @@ def quantization_text(document: Mapping[str, Any], *, markdown: bool = True) -> 
             if "ceiling" in row
         ]
         parts.append("\n".join(f"- {line}" for line in lines))
-    return "\n\n".join([*parts, document["conditions"]])
+    return "\n\n".join([*parts, *dict.fromkeys(about["conditions"] for about in document["about"].values())])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -287,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=given.workers,
         )
         document = measure_quantization(given.out, given.bundle, given.data, config, checkpoint=given.checkpoint)
-        write_json(given.out / "quantization.json", document)
+        write_json(given.out / RESULT, document)
     except ActletError as error:
         print(error, file=sys.stderr)
         return 2

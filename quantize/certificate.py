@@ -13,7 +13,11 @@ Without a simulated suite the same is asked of recorded episodes that calibratio
 and jerk of the chunks. That is no closed loop, and the certificate says so.
 
 A certificate is part of the bundle: listed in its manifest, which so gets a name of its own. It names what it was made for by the hash
-of the manifest without it, so a bundle that was changed afterwards, with all its hashes put right, no longer has a certificate.
+of the manifest without it, and its figures must follow from its outcomes. That guards against mistakes: a bundle that was changed afterwards,
+with all its hashes put right, no longer has a certificate. It does not guard against somebody who forges one.
+
+An episode that ended in an error (a worker that was killed, a simulator that failed) says nothing of a policy: nothing is judged then, and
+nothing of it kept. Where the parent succeeds in none there is nothing to lose, and the verdict is undecided.
 """
 
 from __future__ import annotations
@@ -32,8 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlet.action_tokens import ActionTokenizer
-from actlet.errors import BundleError, QuantizationError, SpecError
-from actlet.manifest import CERTIFICATE_NAME, Manifest, read_manifest, record_files, write_manifest
+from actlet.errors import ActletError, BundleError, QuantizationError, SpecError
+from actlet.manifest import CERTIFICATE_NAME, MANIFEST_NAME, Manifest, manifest_hash, record_files
 from actlet.protocols import Policy
 from actlet.provenance import git_commit, package_versions, utc_now
 from actlet.specs import PolicySpec
@@ -43,14 +47,16 @@ from episodes.rollout import EpisodeResult, evaluate
 from episodes.seeds import REPORT_SEED_START, TUNING_SEED_START
 from quantize.frames import frames_of_dataset
 from quantize.output_error import compare_outputs
-from runtime.bundle import load_bundle
+from runtime.bundle import Bundle, load_bundle
 from runtime.ort_backend import OrtModel, SessionConfig
 from runtime.policy import BundlePolicy
 
 __all__ = [
+    "VERSIONS",
     "CertificateConfig",
     "certificate_lines",
     "certify",
+    "drive",
     "motion_of",
     "open_bundle",
     "paired_rates",
@@ -62,7 +68,7 @@ __all__ = [
 
 Verdict = Literal["non-inferior", "inferior", "undecided"]
 SCHEMA_VERSION = 1
-_VERSIONS = ("actlet", "numpy", "onnxruntime", "mujoco", "metaworld")
+VERSIONS = ("actlet", "numpy", "onnxruntime", "mujoco", "metaworld")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,7 @@ class CertificateConfig:
     margin: float = 0.03
     """Loss of success that would still be taken, as a share."""
     delays: tuple[int, ...] = (1, 2)
-    """Control steps by which answers come late, of those that both bundles are made for."""
+    """Control steps by which answers come late; those that the bundle is not made for are left out, and said to be."""
     delay_episodes: int = 60
     """The first of the episodes, which are run late as well."""
     frames: int = 256
@@ -121,7 +127,7 @@ def certify(
         UnknownNameError: There is no such suite.
         SpecError: The suite or the dataset is another robot's.
     """
-    config = config or CertificateConfig()
+    config, bundle, parent = config or CertificateConfig(), Path(bundle).resolve(), Path(parent).resolve()
     child_bundle, parent_bundle = load_bundle(bundle), load_bundle(parent)
     if parent_bundle.hash not in child_bundle.manifest.lineage.parents:
         raise QuantizationError(
@@ -132,13 +138,16 @@ def certify(
         raise QuantizationError(
             "neither a suite nor a dataset: there is nothing to show. Name one (--suite tabletop, or --data data/table)."
         )
-    # What was run is kept by what both are and how it was run.
-    asked = [uncertified_hash(child_bundle.manifest), parent_bundle.hash, config.suite]
-    work = Path(bundle).parent / f".{Path(bundle).name}.certify-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
-    closed = _closed_loop(Path(bundle), Path(parent), config, work) if config.suite is not None else None
-    recorded = _recorded(Path(bundle), Path(parent), config, data) if data is not None else None
-    document = _document(child_bundle.manifest, parent_bundle.manifest, parent_bundle.hash, closed, recorded, machine)
-    _put(Path(bundle), document)
+    name = uncertified_hash(bundle)
+    recorded = (
+        _recorded(bundle, parent, config, data) if data is not None else None
+    )  # Seconds; a wrong dataset is found before hours of driving.
+    # What was run is kept by what both are, how it was run, and with what.
+    asked = [name, parent_bundle.hash, config.suite, package_versions(VERSIONS)]
+    work = bundle.parent / f".{bundle.name}.certify-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
+    closed = _closed_loop(child_bundle, parent_bundle, config, work) if config.suite is not None else None
+    document = _document(name, child_bundle.manifest, parent_bundle, closed, recorded, machine)
+    _put(bundle, child_bundle.manifest, document)
     shutil.rmtree(work, ignore_errors=True)
     return document
 
@@ -165,8 +174,11 @@ def verify(bundle: str | Path, *, workers: int | None = None, episodes: int | No
         raise QuantizationError(
             f"{bundle}: its certificate is of recorded episodes alone, so there is no closed loop to run again. Certify it with a suite (--suite)."
         )
+    if episodes is not None and episodes < 1:
+        raise SpecError(f"{episodes} episodes: expected 1 or more.")
     count = min(episodes or closed["episodes"], closed["episodes"])
-    results = _drive(Path(bundle), closed["suite"], count, 0, workers)
+    place = Path(bundle).resolve()
+    results = drive(place, manifest_hash(place), closed["suite"], closed["first_seed"], count, workers=workers)
     ours, before = [result.success for result in results], [mark == "1" for mark in closed["outcomes"]["child"]][:count]
     theirs = [mark == "1" for mark in closed["outcomes"]["parent"]][:count]
     found = {
@@ -177,19 +189,21 @@ def verify(bundle: str | Path, *, workers: int | None = None, episodes: int | No
         **_paired(ours, theirs),
         "margin": closed["margin"],
     }
-    return document, {**found, "verdict": verdict(found["difference_ci95"], closed["margin"])}
+    return document, {**found, "verdict": verdict(found["difference_ci95"], closed["margin"], parent=sum(theirs) / count)}
 
 
-def verdict(interval: Sequence[float], margin: float) -> Verdict:
-    """What an interval of the difference (child - parent) says; see the module's docstring."""
+def verdict(interval: Sequence[float], margin: float, *, parent: float = 1.0) -> Verdict:
+    """What an interval of the difference (child - parent) says, given the parent's rate; see the module's docstring."""
     low, high = interval
+    if not parent:
+        return "undecided"
     return "non-inferior" if low >= -margin else "inferior" if high < -margin else "undecided"
 
 
-def uncertified_hash(manifest: Manifest) -> str:
-    """The name of a bundle without its certificate: SHA-256 of the manifest that does not list it."""
-    files = {name: record for name, record in manifest.files.items() if name != CERTIFICATE_NAME}
-    plain = dataclasses.replace(manifest, files=files).to_dict()
+def uncertified_hash(bundle: str | Path) -> str:
+    """The name of a bundle without its certificate: SHA-256 of what its manifest says, as it stands in the file, but for the certificate."""
+    plain = read_json(Path(bundle) / MANIFEST_NAME)
+    plain["files"].pop(CERTIFICATE_NAME, None)
     return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -203,21 +217,31 @@ def read_certificate(bundle: str | Path) -> dict[str, Any]:
     if CERTIFICATE_NAME not in loaded.manifest.files:
         raise BundleError(f"{bundle} has no {CERTIFICATE_NAME}: `actlet certify` makes one, by running it beside its parent.")
     try:
-        document: dict[str, Any] = read_json(loaded.path / CERTIFICATE_NAME)
-        version, certified = document["schema_version"], document["child"]["bundle"]
+        document: dict[str, Any] = json.loads(loaded.read(CERTIFICATE_NAME))
+        version, certified, closed = document["schema_version"], document["child"]["bundle"], document["closed_loop"]
+        follows = closed is None or _follows(closed)
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{bundle}: {CERTIFICATE_NAME} cannot be read ({error}): certify the bundle again.") from error
     if version != SCHEMA_VERSION:
         raise BundleError(
             f"{bundle}: {CERTIFICATE_NAME} has schema version {version!r}, expected {SCHEMA_VERSION}: certify the bundle again."
         )
-    now = uncertified_hash(loaded.manifest)
+    if not follows:
+        raise BundleError(f"{bundle}: the figures of its {CERTIFICATE_NAME} do not follow from its outcomes: certify the bundle again.")
+    now = uncertified_hash(loaded.path)
     if certified != now:
         raise BundleError(
             f"{bundle}: its certificate is for {str(certified)[:12]}, and the bundle is {now[:12]}: it was changed after it was certified. Certify it again, "
             "or copy the bundle that was certified."
         )
     return document
+
+
+def _follows(closed: Mapping[str, Any]) -> bool:
+    ours, theirs = ([mark == "1" for mark in closed["outcomes"][who]] for who in ("child", "parent"))
+    found = paired_rates(ours, theirs)
+    said = verdict(found["difference_ci95"], closed["margin"], parent=found["success"]["parent"])
+    return closed["verdict"] == said and all(closed[key] == value for key, value in json.loads(json.dumps(found)).items())
 
 
 def certificate_lines(document: Mapping[str, Any]) -> list[str]:
@@ -256,34 +280,75 @@ def certificate_lines(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _closed_loop(child: Path, parent: Path, config: CertificateConfig, work: Path) -> dict[str, Any]:
+def _closed_loop(child: Bundle, parent: Bundle, config: CertificateConfig, work: Path) -> dict[str, Any]:
     assert config.suite is not None
-    allowed = [steps for steps in config.delays if steps < read_manifest(child).spec.timing.horizon]
+    allowed = [steps for steps in config.delays if steps <= child.manifest.spec.timing.max_delay_steps]
+    if left := sorted(set(config.delays) - set(allowed)):
+        print(
+            f"answers {left} steps late are left out: the bundle is made for {child.manifest.spec.timing.max_delay_steps} at most.",
+            file=sys.stderr,
+        )
     runs: dict[int, list[list[EpisodeResult]]] = {}
     for steps in (0, *allowed):
         count = config.delay_episodes if steps else config.episodes
         runs[steps] = [
-            _kept(work / f"{who}-{steps}-{count}.json", functools.partial(_drive, path, config.suite, count, steps, config.workers))
-            for who, path in (("child", child), ("parent", parent))
+            _kept(
+                work / f"{who}-{steps}-{count}.json",
+                functools.partial(
+                    drive, bundle.path, bundle.hash, config.suite, REPORT_SEED_START, count, delay=steps, workers=config.workers
+                ),
+            )
+            for who, bundle in (("child", child), ("parent", parent))
         ]
-    ours, theirs = ([result.success for result in results] for results in runs[0])
-    found = {"suite": config.suite, "first_seed": REPORT_SEED_START, "margin": config.margin, **paired_rates(ours, theirs)}
+    found = paired_rates(*([result.success for result in results] for results in runs[0]))
     return {
+        "suite": config.suite,
+        "first_seed": REPORT_SEED_START,
+        "margin": config.margin,
         **found,
-        "verdict": verdict(found["difference_ci95"], config.margin),
+        "verdict": verdict(found["difference_ci95"], config.margin, parent=found["success"]["parent"]),
         "motion": motion_of(*runs[0]),
         "at_delay": {str(steps): paired_rates(*([result.success for result in results] for results in runs[steps])) for steps in allowed},
     }
 
 
-def _drive(path: Path, suite: str, count: int, steps: int, workers: int | None) -> list[EpisodeResult]:
-    seeds = range(REPORT_SEED_START, REPORT_SEED_START + count)
-    return evaluate(functools.partial(open_bundle, str(path)), suite, seeds, workers=workers, delays=(steps,))
+def drive(
+    path: Path, name: str, suite: str, first_seed: int, count: int, *, delay: int = 0, workers: int | None = None
+) -> list[EpisodeResult]:
+    """Run a bundle in closed loop.
+
+    Args:
+        path: The bundle's folder.
+        name: Its hash, which every process checks.
+        suite: Where.
+        first_seed: The first episode's; the others follow.
+        count: How many.
+        delay: Control steps by which answers come late.
+        workers: Processes; one for every core when None.
+
+    Raises:
+        ActletError: An episode ended in an error, which says nothing of the policy.
+        BundleError: The bundle is another one by now.
+    """
+    found = evaluate(
+        functools.partial(open_bundle, str(path), name), suite, range(first_seed, first_seed + count), workers=workers, delays=(delay,)
+    )
+    if broken := [result for result in found if result.error]:
+        raise ActletError(
+            f"{len(broken)} of {count} episodes of {path} ended in an error, the first ({broken[0].task}, seed {broken[0].seed}): {broken[0].error.strip()}. "
+            "Nothing is judged; the same command goes on from here."
+        )
+    return found
 
 
-def open_bundle(path: str) -> Policy:
-    """A bundle as a policy; a function that can be sent to another process."""
-    return BundlePolicy(path)
+def open_bundle(path: str, name: str) -> Policy:
+    """A bundle as a policy, if it is the one of that hash; a function that can be sent to another process."""
+    policy = BundlePolicy(path)
+    if policy.bundle.hash != name:
+        raise BundleError(
+            f"{path} was {name[:12]} and is {policy.bundle.hash[:12]}: it was replaced while it was being judged. Run the command again."
+        )
+    return policy
 
 
 def _kept(place: Path, run: Callable[[], list[EpisodeResult]]) -> list[EpisodeResult]:
@@ -371,9 +436,9 @@ def _jerk(chunks: NDArray[np.float32], spec: PolicySpec) -> float:
 
 
 def _document(
+    name: str,
     child: Manifest,
-    parent: Manifest,
-    parent_hash: str,
+    parent: Bundle,
     closed: dict[str, Any] | None,
     recorded: dict[str, Any] | None,
     machine: Mapping[str, Any] | None,
@@ -387,8 +452,12 @@ def _document(
         groups.setdefault((node.asked, node.executed or "unknown"), []).append(node)
     return {
         "schema_version": SCHEMA_VERSION,
-        "child": {"bundle": uncertified_hash(child), "policy": child.files["policy.onnx"].sha256, "precision": child.precision},
-        "parent": {"bundle": parent_hash, "policy": parent.files["policy.onnx"].sha256, "precision": parent.precision},
+        "child": {"bundle": name, "policy": child.files["policy.onnx"].sha256, "precision": child.precision},
+        "parent": {
+            "bundle": parent.hash,
+            "policy": parent.manifest.files["policy.onnx"].sha256,
+            "precision": parent.manifest.precision,
+        },
         "closed_loop": closed,
         "recorded": recorded,
         "audit": [
@@ -402,19 +471,24 @@ def _document(
             for (stored, executed), nodes in sorted(groups.items())
         ],
         "machine": dict(machine) if machine is not None else None,
-        "versions": package_versions(_VERSIONS),
+        "versions": package_versions(VERSIONS),
         "commit": git_commit(),
         "date": utc_now(),
     }
 
 
-def _put(bundle: Path, document: Mapping[str, Any]) -> None:
-    """Replace the bundle's folder by one with the certificate; engines of the old name are left behind, since they are built anew."""
-    manifest = read_manifest(bundle)
+def _put(bundle: Path, manifest: Manifest, document: Mapping[str, Any]) -> None:
+    """Replace the bundle's folder by one with the certificate, if its files are still those of the manifest; engines of the old name are left
+    behind, since they are built anew."""
+    plain = read_json(bundle / MANIFEST_NAME)
     with new_folder(bundle, overwrite=True) as folder:
         for name in manifest.files:
             if name != CERTIFICATE_NAME:
                 shutil.copyfile(bundle / name, folder / name)
         write_json(folder / CERTIFICATE_NAME, document)
-        write_manifest(folder, dataclasses.replace(manifest, files=record_files(folder)))
+        # The rest as it stands in the file, whose name the certificate holds.
+        plain["files"] = {**plain["files"], CERTIFICATE_NAME: record_files(folder)[CERTIFICATE_NAME].to_dict()}
+        write_json(folder / MANIFEST_NAME, plain)
         load_bundle(folder)
+        if uncertified_hash(folder) != document["child"]["bundle"]:
+            raise BundleError(f"{bundle} was replaced while it was being judged; no certificate was written. Run the command again.")

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         episodes=arguments.episodes,
         margin=arguments.margin,
         delays=tuple(arguments.delays),
-        delay_episodes=arguments.delay_episodes or min(defaults.delay_episodes, arguments.episodes),
+        delay_episodes=min(defaults.delay_episodes, arguments.episodes) if arguments.delay_episodes is None else arguments.delay_episodes,
         workers=arguments.workers,
     )
     machine = arguments.describe_machine()

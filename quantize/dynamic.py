@@ -35,6 +35,10 @@ class DynamicConfig:
     weight_levels: int = INT8_LEVELS
     """Largest |q| of a weight: see `quantize.int8.Int8Config`."""
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.weight_levels <= 127:
+            raise QuantizationError(f"weight_levels {self.weight_levels}, expected 1 .. 127.")
+
 
 def will_be_dynamic(model: onnx.ModelProto, config: DynamicConfig | None = None) -> list[str]:
     """Names of the nodes that become int8.

@@ -112,8 +112,10 @@ class Graph:
             name = node.input[1]
             weight = self.constant(name)
             if weight.dtype == np.float32 and weight.size >= 4096 and np.abs(weight).max() < np.finfo(np.float16).max:
-                half = self.store(f"{name}.half", weight.astype(np.float16))
-                node.input[1] = self.add("Cast", [half], f"{name}.float", to=onnx.TensorProto.FLOAT)
+                half, whole = self.store(f"{name}.half", weight.astype(np.float16)), f"{name}.float"
+                if self.producer(whole) is None:  # Two nodes may share a weight.
+                    self.add("Cast", [half], whole, to=onnx.TensorProto.FLOAT)
+                node.input[1] = whole
 
     def finish(self, *, opset: int | None = None) -> onnx.ModelProto:
         """The model: nodes in order, what no output needs removed, checked in full.

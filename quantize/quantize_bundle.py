@@ -26,7 +26,7 @@ from runtime.networks import Networks
 from runtime.ort_backend import OrtModel, SessionConfig
 from runtime.policy import BundlePolicy
 
-__all__ = ["QuantizeReport", "quantize_bundle"]
+__all__ = ["QuantizeReport", "quantize_bundle", "require_other_place"]
 
 _VERSIONS = ("actlet", "numpy", "onnx", "onnxruntime")
 # Integer kernels of another processor may round a value to the neighbouring step, which the layers after it carry on.
@@ -107,6 +107,7 @@ def quantize_bundle(
         DatasetError: The dataset cannot be used.
         StorageError: `out` exists, or cannot be written.
     """
+    require_other_place(parent, out)
     policy = BundlePolicy(parent)
     bundle = policy.bundle
     if bundle.manifest.precision != "float32":
@@ -149,6 +150,18 @@ def quantize_bundle(
         latency=latency,
         nodes=nodes,
     )
+
+
+def require_other_place(parent: str | Path, out: str | Path) -> None:
+    """Refuse to write over the bundle that is read.
+
+    Raises:
+        QuantizationError: Both are the same folder.
+    """
+    if Path(parent).resolve() == Path(out).resolve():
+        raise QuantizationError(
+            f"{out} is the float bundle itself, which is needed to compare with: choose another name for the smaller one."
+        )
 
 
 def _require_gain(integers: list[str], nodes: tuple[NodePrecision, ...], latency: Latency) -> None:

@@ -109,7 +109,8 @@ _PARTS: dict[str, dict[str, Any]] = {
     "int4": {"weights": WeightConfig()},
     "int4-int8": {"int8": Int8Config(), "weights": WeightConfig(block=64, method="gptq")},
     "float16": {},
-    "float8": {"int8": Int8Config(dialect="float8")},
+    # Its error is a share of the value, so clipping gains nothing.
+    "float8": {"int8": Int8Config(dialect="float8", rule="minmax")},
 }
 PRECISIONS = tuple(_PARTS)
 """What `scheme` takes."""
@@ -146,7 +147,8 @@ def scheme(precision: str, *, exclude: tuple[str, ...] = (), keep: tuple[str, ..
     changes: dict[str, dict[str, Any]] = {part: {} for part in parts}
     for name, value in settings.items():
         takers = [part for part in _SETTINGS[name] if part in parts]
-        if not takers or (name == "dialect" and precision != "int8"):
+        fixed = ("rule", "weight_levels") if precision == "float8" else ()
+        if not takers or name in fixed or (name == "dialect" and precision != "int8"):
             raise QuantizationError(f"{name.replace('_', ' ')} {value!r} has no meaning for {precision}: leave it out.")
         for part in takers:
             changes[part][name] = value
@@ -158,7 +160,7 @@ def scheme(precision: str, *, exclude: tuple[str, ...] = (), keep: tuple[str, ..
                 f"nodes {list(names)} cannot be left out of {precision}: it has no exceptions of this kind. Leave them out."
             )
         for part in takers:
-            changes[part]["exclude"] = tuple(names) or parts[part].exclude
+            changes[part]["exclude"] = (*changes[part].get("exclude", ()), *names)
     parts = {part: dataclasses.replace(settled, **changes[part]) for part, settled in parts.items()}
     return Scheme(precision=precision, **parts)  # type: ignore[arg-type]  # of PRECISIONS, which is of the manifest's
 

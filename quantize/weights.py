@@ -181,8 +181,11 @@ def pack(
         levels: Unpack to int8 of -levels .. levels instead of float.
 
     Returns:
-        Name of the unpacked value.
+        Name of the unpacked value; of one that is packed already, for another node that shares the weight, the same.
     """
+    result = f"{name}.float" if levels is None else f"{name}.int8"
+    if graph.producer(result) is not None:
+        return result
     grid = make_grid(weight, bits=config.bits, block=config.block, symmetric=config.symmetric, method=config.method)
     if product is None:
         q = grid.nearest(blocks_of(weight, config.block))
@@ -212,7 +215,7 @@ def pack(
         return unpacked
     limits = [graph.store(f"packed.{end}_{levels}", np.array(sign * levels, np.float32)) for end, sign in (("least", -1), ("most", 1))]
     clipped = graph.add("Clip", [graph.add("Round", [unpacked], f"{name}.whole"), *limits], f"{name}.clipped")
-    return graph.add("Cast", [clipped], f"{name}.int8", to=onnx.TensorProto.INT8)
+    return graph.add("Cast", [clipped], result, to=onnx.TensorProto.INT8)
 
 
 def _outputs_first(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:

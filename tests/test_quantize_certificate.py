@@ -13,7 +13,7 @@ import point_reach
 import pytest
 
 from actlet.command_line import main
-from actlet.errors import BundleError, QuantizationError, SpecError
+from actlet.errors import ActletError, BundleError, QuantizationError, SpecError
 from actlet.manifest import manifest_hash, read_manifest, record_files, write_manifest
 from actlet.storage import read_json
 from distill.student import StudentConfig
@@ -90,6 +90,12 @@ def test_a_bundle_that_was_changed_has_no_certificate(bundles: tuple[Path, Path]
     write_manifest(other, dataclasses.replace(manifest, spec=dataclasses.replace(manifest.spec, timing=timing)))
     with pytest.raises(BundleError, match="changed after it was certified"):
         read_certificate(other)
+    forged = read_json(child / "certificate.json")
+    forged["closed_loop"]["verdict"] = "non-inferior"
+    (other / "certificate.json").write_text(json.dumps(forged))
+    write_manifest(other, dataclasses.replace(manifest, files=record_files(other)))
+    with pytest.raises(BundleError, match="do not follow from its outcomes"):
+        read_certificate(other)
     (other / "certificate.json").write_text("{}")
     write_manifest(other, dataclasses.replace(manifest, files=record_files(other)))
     with pytest.raises(BundleError, match=r"certificate.json cannot be read \('schema_version'\)"):
@@ -100,31 +106,70 @@ def test_a_bundle_that_was_changed_has_no_certificate(bundles: tuple[Path, Path]
 
 def test_certifying_again_replaces_the_certificate(bundles: tuple[Path, Path], child: Path) -> None:
     """The bundle's name without it stays."""
-    name = uncertified_hash(read_manifest(child))
+    name = uncertified_hash(child)
     for episodes in (4, 6):
         document = certify(child, bundles[0], dataclasses.replace(CONFIG, episodes=episodes))
-        assert document["child"]["bundle"] == name == uncertified_hash(read_manifest(child))
+        assert document["child"]["bundle"] == name == uncertified_hash(child)
         assert read_certificate(child)["closed_loop"]["episodes"] == episodes
 
 
 def test_a_run_that_was_stopped_goes_on(bundles: tuple[Path, Path], child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was driven is not driven again, and until all is there the bundle is as it was."""
     driven: list[tuple[str, int]] = []
-    drive, name = certificate._drive, manifest_hash(child)
+    drive, name = certificate.drive, manifest_hash(child)
 
-    def counted(path: Path, suite: str, count: int, steps: int, workers: int | None) -> list[EpisodeResult]:
-        if steps and len(driven) == 2:
+    def counted(path: Path, *settings: Any, delay: int, workers: int | None) -> list[EpisodeResult]:
+        if delay and len(driven) == 2:
             raise KeyboardInterrupt
-        driven.append((path.name, steps))
-        return drive(path, suite, count, steps, workers)
+        driven.append((path.name, delay))
+        return drive(path, *settings, delay=delay, workers=workers)
 
-    monkeypatch.setattr(certificate, "_drive", counted)
+    monkeypatch.setattr(certificate, "drive", counted)
     with pytest.raises(KeyboardInterrupt):
         certify(child, bundles[0], CONFIG)
     assert manifest_hash(child) == name
     driven.append(("stopped", 0))
     certify(child, bundles[0], CONFIG)
     assert driven == [("int8", 0), ("float", 0), ("stopped", 0), ("int8", 1), ("float", 1)]
+
+
+def test_an_episode_that_failed_is_not_judged(bundles: tuple[Path, Path], child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulator that fails says nothing of a policy: no certificate, and nothing kept of that run."""
+
+    def broken(*_: Any, **__: Any) -> list[EpisodeResult]:
+        return [EpisodeResult(task="t", seed=0, instruction="", success=False, steps=0, error="no screen")]
+
+    monkeypatch.setattr(certificate, "evaluate", broken)
+    name = manifest_hash(child)
+    with pytest.raises(ActletError, match=r"1 of 6 episodes of .* ended in an error, the first \(t, seed 0\): no screen"):
+        certify(child, bundles[0], CONFIG)
+    assert manifest_hash(child) == name
+    assert not list(child.parent.glob(".*certify*/*.json"))
+
+
+def test_a_bundle_that_is_replaced_meanwhile_is_not_certified(
+    bundles: tuple[Path, Path], child: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its outcomes nor its files are taken for those of the other."""
+    other = quantize_bundle(bundles[0], child.parent / "int4", scheme=scheme("int4")).out
+    with pytest.raises(BundleError, match="it was replaced while it was being judged"):
+        certificate.open_bundle(str(other), manifest_hash(child))
+    manifest = read_manifest(child)
+    document = certify(child, bundles[0], CONFIG)
+    with pytest.raises(BundleError):
+        certificate._put(other, manifest, document)
+    assert read_manifest(other).precision == "int4"
+
+
+def test_a_link_and_a_relative_place_are_followed(bundles: tuple[Path, Path], child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle itself is certified, and the link stays one."""
+    link = child.parent / "current"
+    link.symlink_to(child)
+    certify(link, bundles[0], CONFIG)
+    assert link.is_symlink()
+    monkeypatch.chdir(child)
+    certify(".", bundles[0], dataclasses.replace(CONFIG, episodes=4))
+    assert read_certificate(child)["closed_loop"]["episodes"] == 4
 
 
 def test_motion_is_compared_where_both_succeed() -> None:
@@ -159,6 +204,7 @@ def test_jerk_of_a_chunk_is_what_its_moves_do(bundles: tuple[Path, Path]) -> Non
 def test_the_verdict_is_of_the_whole_interval(interval: tuple[float, float], expected: str) -> None:
     """For a margin of three points."""
     assert verdict(interval, 0.03) == expected
+    assert verdict(interval, 0.03, parent=0.0) == "undecided"  # Nothing to lose.
 
 
 def test_what_cannot_be_shown_is_refused(bundles: tuple[Path, Path], child: Path, data: Path) -> None:
@@ -171,6 +217,9 @@ def test_what_cannot_be_shown_is_refused(bundles: tuple[Path, Path], child: Path
     for wrong in settings:
         with pytest.raises(SpecError, match="certificate"):
             CertificateConfig(**wrong)
+    certify(child, bundles[0], CONFIG)
+    with pytest.raises(SpecError, match="-2 episodes"):
+        verify(child, episodes=-2)
     document = certify(child, bundles[0], dataclasses.replace(CONFIG, suite=None), data=data)
     assert "no closed loop was run" in "\n".join(certificate_lines(document))
     with pytest.raises(QuantizationError, match="recorded episodes alone"):

@@ -68,6 +68,15 @@ def test_int4_runs_on_the_operators_of_int8(model: onnx.ModelProto, tiny_frames:
     assert sum(sizes[1][name] for name in inside) < 0.75 * sum(sizes[0][name] for name in inside)
 
 
+def test_exceptions_add_up(model: onnx.ModelProto) -> None:
+    """Where all arithmetic is float, a layer that is excluded keeps its weights, and so does one that is kept; a name that does not exist is an error."""
+    assert scheme("int4", exclude=("mix.0",)).weights == WeightConfig(exclude=("mix.0",))
+    both = scheme("int4", exclude=("mix.0",), keep=("queries",))
+    assert not {"mix.0", "queries"} & set(both.asked(model))
+    with pytest.raises(UnknownNameError, match="querys"):
+        scheme("int4", exclude=("querys",)).quantize(model)
+
+
 def test_layers_can_be_mixed(model: onnx.ModelProto, tiny_frames: Frames) -> None:
     """Arithmetic and storage of a node are two choices, each with its exceptions."""
     both = scheme("int4-int8")
@@ -187,6 +196,8 @@ def test_frames_that_do_not_vary_are_refused(tiny_float_bundle: Path, tiny_frame
         ("int4", {"rule": "mse"}, QuantizationError, "rule 'mse' has no meaning for int4"),
         ("int8", {"block": 64}, QuantizationError, "block 64 has no meaning for int8"),
         ("int4-int8", {"dialect": "portable"}, QuantizationError, "dialect 'portable' has no meaning for int4-int8"),
+        ("float8", {"rule": "mse"}, QuantizationError, "rule 'mse' has no meaning for float8"),
+        ("int8-dynamic", {"weight_levels": 300}, QuantizationError, "weight_levels 300, expected 1 .. 127"),
         ("int4", {"method": "hqq", "symmetric": True}, QuantizationError, "hqq moves the offset"),
         ("int4", {"block": 48}, QuantizationError, "blocks of 48"),
         ("float16", {"exclude": ("mix.0",)}, QuantizationError, "cannot be left out of float16"),

@@ -16,6 +16,7 @@ from distill.student import StudentConfig
 from distill.train import distill
 from distill.train_config import TrainConfig
 from episodes.collect import collect
+from episodes.rollout import EpisodeResult
 from export.to_bundle import export_student
 from quantize import search as searching
 from quantize.certificate import paired_rates
@@ -68,7 +69,7 @@ def test_the_smallest_that_behaves_is_written(made: tuple[Path, Path], tmp_path:
     assert not list(tmp_path.glob(".*search*"))
     said = "\n".join(found.lines())
     assert "rolled back: as it was told" in said
-    assert "stopped: with one step more" in said
+    assert "stopped: one step less taken back was rolled back: as it was told" in said
 
 
 def test_a_search_that_was_stopped_goes_on(made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,9 +92,17 @@ def test_a_search_that_was_stopped_goes_on(made: tuple[Path, Path], tmp_path: Pa
     assert len(calls) == len(found.tried)
 
 
-def test_it_is_judged_by_driving(made: tuple[Path, Path], tmp_path: Path) -> None:
-    """A student that never succeeds cannot lose anything: with a wide margin all layers end in 4 bits, after paired episodes."""
+def test_it_is_judged_by_driving(made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paired episodes decide: where both succeed all layers end in 4 bits, within a wide margin; a student that never succeeds shows nothing."""
     data, parent = made
+    with pytest.raises(QuantizationError, match="succeeds in none, so there is nothing to lose"):
+        search(parent, tmp_path / "never", data, dataclasses.replace(CONFIG, margin=0.9))
+
+    def succeeds(bundle: Path, name: str, suite: str, first: int, count: int, **_: Any) -> list[EpisodeResult]:
+        assert manifest_hash(bundle) == name
+        return [EpisodeResult(task="t", seed=first + i, instruction="", success=True, steps=3) for i in range(count)]
+
+    monkeypatch.setattr(searching, "drive", succeeds)
     found = search(parent, tmp_path / "out", data, dataclasses.replace(CONFIG, margin=0.9, delay=1))
     (row,) = found.tried
     assert row["accepted"]
@@ -125,24 +134,42 @@ def test_the_most_sensitive_steps_are_taken_back_first() -> None:
     assert _levels(["a", "b", "c"], steps, 3) == [1, 2, 1]
 
 
-@pytest.mark.parametrize(("first_good", "expected"), [(0, (0, 0)), (1, (0, 1)), (3, (2, 4)), (100, (8, None))])
-def test_steps_are_taken_back_in_doubles(first_good: int, expected: tuple[int, int | None]) -> None:
-    """Until one is accepted, or none are left."""
-    assert _bracket(lambda count: count >= first_good, 10) == expected
+@pytest.mark.parametrize(("first_good", "expected"), [(0, (0, 0)), (1, (0, 1)), (3, (2, 4)), (9, (8, 10)), (100, (10, 10))])
+def test_steps_are_taken_back_in_doubles(first_good: int, expected: tuple[int, int]) -> None:
+    """Until one is accepted, or all are back; the last are tried, too."""
+    assert _bracket(lambda count: "accepted" if count >= first_good else "worse", 10) == expected
+
+
+def test_between_what_is_worse_and_what_is_too_large_there_is_a_search(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget ends the doubling, not the search."""
+    data, parent = made
+    calls: list[int] = []
+    monkeypatch.setattr(searching, "_judge", judged(lambda size: size > 1.05 * calls[0], calls))
+    free = search(parent, tmp_path / "free", data, CONFIG)
+    least = min((row for row in free.tried if row["accepted"]), key=lambda row: row["size_bytes"])
+    calls.clear()
+    tight = dataclasses.replace(CONFIG, budget_mb=(least["size_bytes"] + 1) / 1e6)
+    found = search(parent, tmp_path / "tight", data, tight)
+    assert (tmp_path / "tight" / "policy.onnx").stat().st_size == least["size_bytes"]
+    assert all(row["size_bytes"] <= 1e6 * tight.budget_mb for row in found.tried if row["judgement"] is not None)
 
 
 def test_levels_become_a_scheme() -> None:
     """int4 in int8's arithmetic, int8, float; all float is no scheme."""
-    both = scheme_of({"a": 0, "b": 1, "c": 2})
+    both = scheme_of({"a": 0, "b": 1, "c": 2}, ["a", "b", "d"])
     assert both.int8 is not None
     assert both.weights is not None
-    assert (both.precision, both.int8.exclude, both.weights.exclude) == ("int4-int8", ("c",), ("b", "c"))
-    assert scheme_of({"a": 1, "b": 2}).precision == "int8"
+    assert (both.precision, both.int8.exclude, both.weights.exclude) == ("int4-int8", ("c",), ("b", "d"))
+    assert scheme_of({"a": 1, "b": 2}, ["a"]).precision == "int8"
     with pytest.raises(QuantizationError, match="the float bundle itself"):
-        scheme_of({"a": 2})
+        scheme_of({"a": 2}, ["a"])
 
 
-def test_the_verb_takes_either_way(made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_takes_either_way(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A precision or a search, each with its own settings."""
     data, parent = made
     arguments = ["quantize", str(parent), "--out", str(tmp_path / "out"), "--data", str(data)]
@@ -152,6 +179,9 @@ def test_the_verb_takes_either_way(made: tuple[Path, Path], tmp_path: Path, caps
     ):
         assert main([*arguments, *wrong]) == 2
         assert message in capsys.readouterr().err
+    assert main([*arguments[:3], str(parent), *arguments[4:], "--precision", "int4", "--overwrite"]) == 2
+    assert "is the float bundle itself" in capsys.readouterr().err
+    monkeypatch.setattr(searching, "_judge", judged(lambda size: True, []))
     assert main([*arguments, "--search", "--suite", SUITE, "--episodes", "2", "--margin", "0.95", "--frames", "8", "--workers", "1"]) == 0
     assert "ACCEPTED" in capsys.readouterr().out
     for settings in ({"episodes": 0}, {"margin": 1.0}, {"budget_mb": -1.0}):
