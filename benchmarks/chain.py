@@ -81,7 +81,7 @@ class Chain:
         heading = f"[{len(self.records) + 1}/{self.total}] {title}"
         before = read_json(stamp) if stamp.is_file() else {}
         if before.get("fingerprint") == fingerprint and before.get("output") == tree_hash(place):
-            self.records.append({**before["record"], "skipped": True})
+            self.records.append({**before["record"], "title": title, "skipped": True})
             print(f"{heading}: done before ({_cost(before['record'])})", file=sys.stderr, flush=True)
             return place
         print(f"{heading} ...{_why(before, asked)}", file=sys.stderr, flush=True)
