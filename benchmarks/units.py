@@ -41,7 +41,9 @@ def as_number(value: float | None) -> str:
 
 def as_significant(value: float | None) -> str:
     """Three digits, whatever the size."""
-    return f"{value:.3g}" if isinstance(value, (int, float)) else _DASH
+    if not isinstance(value, (int, float)):
+        return _DASH
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def as_duration(seconds: float) -> str:
