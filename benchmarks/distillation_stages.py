@@ -155,7 +155,9 @@ def labels(chain: Chain, data: Path, taught_by: Path, folder: str) -> tuple[Path
         print(label(data, taught_by, growing, LabelConfig(top_k=256)), file=sys.stderr)
         growing.rename(place)
 
-    place = chain.stage(folder, f"ask the teacher about {data.relative_to(chain.root)}", work, arguments={}, inputs={"data": data, "teacher": taught_by})
+    place = chain.stage(
+        folder, f"ask the teacher about {data.relative_to(chain.root)}", work, arguments={}, inputs={"data": data, "teacher": taught_by}
+    )
     return place, chain.records[-1]["cpu_s"]
 
 

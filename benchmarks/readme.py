@@ -149,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_json(KEPT, results)
         if KEPT_TEACHERS.is_file():
             page = put_between_markers(page, TEACHERS, teachers_text(read_json(KEPT_TEACHERS)))
-        if ablations := {path: read_json(path) for path in sorted(KEPT_DISTILLATION.glob("distillation*.json"), key=lambda path: path.stem)}:
+        if ablations := {
+            path: read_json(path) for path in sorted(KEPT_DISTILLATION.glob("distillation*.json"), key=lambda path: path.stem)
+        }:
             for path, ablation in ablations.items():
                 if ablation.get("quick"):
                     raise CallerError(f"{path}: a quick run says nothing about quality; keep the results of a whole run.")
