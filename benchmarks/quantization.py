@@ -36,8 +36,8 @@ from benchmarks.tables import markdown_table, text_table
 from benchmarks.units import as_percent, as_significant
 from episodes.rollout import EpisodeResult
 from episodes.seeds import REPORT_SEED_START
-from quantize.certificate import drive, motion_of, paired_rates, verdict
 from quantize.frames import frames_of_dataset
+from quantize.paired_runs import drive, motion_of, paired_rates, verdict
 from quantize.quantize_bundle import quantize_bundle
 from quantize.schemes import Scheme, scheme
 from runtime.policy import BundlePolicy

@@ -28,25 +28,24 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actlet.action_tokens import ActionTokenizer
-from actlet.errors import ActletError, BundleError, QuantizationError, SpecError
+from actlet.errors import BundleError, QuantizationError, SpecError
 from actlet.manifest import CERTIFICATE_NAME, MANIFEST_NAME, Manifest, manifest_hash, record_files
-from actlet.protocols import Policy
 from actlet.provenance import git_commit, package_versions, utc_now
 from actlet.specs import PolicySpec
-from actlet.statistics import mcnemar_p, paired_difference, wilson_interval
 from actlet.storage import new_folder, read_json, write_json
-from episodes.rollout import EpisodeResult, evaluate
+from episodes.rollout import EpisodeResult
 from episodes.seeds import REPORT_SEED_START, TUNING_SEED_START
 from quantize.frames import frames_of_dataset
 from quantize.output_error import compare_outputs
+from quantize.paired_runs import drive, marks, motion_of, paired_figures, paired_rates, verdict
 from runtime.bundle import Bundle, load_bundle
 from runtime.ort_backend import OrtModel, SessionConfig
 from runtime.policy import BundlePolicy
@@ -56,17 +55,11 @@ __all__ = [
     "CertificateConfig",
     "certificate_lines",
     "certify",
-    "drive",
-    "motion_of",
-    "open_bundle",
-    "paired_rates",
     "read_certificate",
     "uncertified_hash",
-    "verdict",
     "verify",
 ]
 
-Verdict = Literal["non-inferior", "inferior", "undecided"]
 SCHEMA_VERSION = 1
 VERSIONS = ("actlet", "numpy", "onnxruntime", "mujoco", "metaworld")
 
@@ -183,21 +176,13 @@ def verify(bundle: str | Path, *, workers: int | None = None, episodes: int | No
     theirs = [mark == "1" for mark in closed["outcomes"]["parent"]][:count]
     found = {
         "episodes": count,
-        "outcomes": _marks(ours),
+        "outcomes": marks(ours),
         "same": sum(a == b for a, b in zip(ours, before, strict=True)),
         "success": sum(ours) / count,
-        **_paired(ours, theirs),
+        **paired_figures(ours, theirs),
         "margin": closed["margin"],
     }
     return document, {**found, "verdict": verdict(found["difference_ci95"], closed["margin"], parent=sum(theirs) / count)}
-
-
-def verdict(interval: Sequence[float], margin: float, *, parent: float = 1.0) -> Verdict:
-    """What an interval of the difference (child - parent) says, given the parent's rate; see the module's docstring."""
-    low, high = interval
-    if not parent:
-        return "undecided"
-    return "non-inferior" if low >= -margin else "inferior" if high < -margin else "undecided"
 
 
 def uncertified_hash(bundle: str | Path) -> str:
@@ -312,45 +297,6 @@ def _closed_loop(child: Bundle, parent: Bundle, config: CertificateConfig, work:
     }
 
 
-def drive(
-    path: Path, name: str, suite: str, first_seed: int, count: int, *, delay: int = 0, workers: int | None = None
-) -> list[EpisodeResult]:
-    """Run a bundle in closed loop.
-
-    Args:
-        path: The bundle's folder.
-        name: Its hash, which every process checks.
-        suite: Where.
-        first_seed: The first episode's; the others follow.
-        count: How many.
-        delay: Control steps by which answers come late.
-        workers: Processes; one for every core when None.
-
-    Raises:
-        ActletError: An episode ended in an error, which says nothing of the policy.
-        BundleError: The bundle is another one by now.
-    """
-    found = evaluate(
-        functools.partial(open_bundle, str(path), name), suite, range(first_seed, first_seed + count), workers=workers, delays=(delay,)
-    )
-    if broken := [result for result in found if result.error]:
-        raise ActletError(
-            f"{len(broken)} of {count} episodes of {path} ended in an error, the first ({broken[0].task}, seed {broken[0].seed}): {broken[0].error.strip()}. "
-            "Nothing is judged; the same command goes on from here."
-        )
-    return found
-
-
-def open_bundle(path: str, name: str) -> Policy:
-    """A bundle as a policy, if it is the one of that hash; a function that can be sent to another process."""
-    policy = BundlePolicy(path)
-    if policy.bundle.hash != name:
-        raise BundleError(
-            f"{path} was {name[:12]} and is {policy.bundle.hash[:12]}: it was replaced while it was being judged. Run the command again."
-        )
-    return policy
-
-
 def _kept(place: Path, run: Callable[[], list[EpisodeResult]]) -> list[EpisodeResult]:
     """What was run before the command was stopped, or what is run now."""
     if place.is_file():
@@ -359,41 +305,6 @@ def _kept(place: Path, run: Callable[[], list[EpisodeResult]]) -> list[EpisodeRe
     results = run()
     write_json(place, [result.to_dict() for result in results])
     return results
-
-
-def paired_rates(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, Any]:
-    n = len(ours)
-    return {
-        "episodes": n,
-        "outcomes": {"child": _marks(ours), "parent": _marks(theirs)},
-        "success": {"child": sum(ours) / n, "parent": sum(theirs) / n},
-        "success_ci95": {"child": list(wilson_interval(sum(ours), n)), "parent": list(wilson_interval(sum(theirs), n))},
-        **_paired(ours, theirs),
-    }
-
-
-def _paired(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, Any]:
-    difference, low, high = paired_difference(ours, theirs)
-    return {"difference": difference, "difference_ci95": [low, high], "mcnemar_p": mcnemar_p(ours, theirs)}
-
-
-def _marks(outcomes: Sequence[bool]) -> str:
-    return "".join(str(int(outcome)) for outcome in outcomes)
-
-
-def motion_of(ours: Sequence[EpisodeResult], theirs: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """Over the episodes in which both succeed; None where nothing was measured."""
-    both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.success and b.success]
-
-    def total(which: int, key: str) -> float:
-        return float(sum(getattr(pair[which], key) or 0.0 for pair in both))
-
-    ratios = {
-        name: total(0, key) / total(1, key) if total(1, key) else None
-        for name, key in (("jerk_ratio", "mean_squared_jerk"), ("path_ratio", "path_length"))
-    }
-    flips = (total(0, "gripper_flips") - total(1, "gripper_flips")) / len(both) if both else 0.0
-    return {"episodes": len(both), **ratios, "gripper_flips_difference": flips}
 
 
 def _recorded(child: Path, parent: Path, config: CertificateConfig, data: str | Path) -> dict[str, Any]:

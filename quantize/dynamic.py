@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 import onnx
 
-from actlet.errors import QuantizationError, UnknownNameError
+from actlet.errors import QuantizationError
 from actlet.rounding import INT8_LEVELS, INT8_MIN_WEIGHTS, MIN_CHANNELS, int8_channels
 from quantize.graph import Graph, channel_axis
 from quantize.weights import require_stored
@@ -48,10 +48,7 @@ def will_be_dynamic(model: onnx.ModelProto, config: DynamicConfig | None = None)
         QuantizationError: Nothing would be left to quantize.
     """
     config, graph = config or DynamicConfig(), Graph(model)
-    nodes = {node.name: node for node in graph.weight_nodes()}
-    for name in config.exclude:
-        if name not in nodes:
-            raise UnknownNameError("node with weights", name, list(nodes))
+    nodes = graph.weight_nodes_by_name(config.exclude)
     shapes = {name: graph.constant(node.input[1]).shape for name, node in nodes.items() if node.op_type != "Conv" and _is_plain(node)}
     chosen = [
         name

@@ -10,6 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from actlet.errors import UnknownNameError
+
 __all__ = ["WEIGHT_OPS", "Graph", "channel_axis"]
 
 WEIGHT_OPS = ("Conv", "Gemm", "MatMul")
@@ -102,6 +104,18 @@ class Graph:
         for node in self.nodes:
             if node.op_type in WEIGHT_OPS and self.is_constant(node.input[1]):
                 yield node
+
+    def weight_nodes_by_name(self, exclude: Sequence[str] = ()) -> dict[str, onnx.NodeProto]:
+        """Name -> node, of all `weight_nodes`.
+
+        Raises:
+            UnknownNameError: A name of `exclude` is not among them.
+        """
+        nodes = {node.name: node for node in self.weight_nodes()}
+        for name in exclude:
+            if name not in nodes:
+                raise UnknownNameError("node with weights", name, list(nodes))
+        return nodes
 
     def halve_large_weights(self) -> None:
         """Store the weights that stayed float, from 4096 on, as float16; ONNX Runtime unpacks them once, at load.

@@ -35,7 +35,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from actlet.errors import QuantizationError, UnknownNameError
+from actlet.errors import QuantizationError
 from actlet.rounding import INT8_LEVELS, INT8_MIN_WEIGHTS, MIN_CHANNELS, int8_channels, uint8_grid
 from quantize.calibration import RangeRule, observe, value_range
 from quantize.camera_input import CHANNELS_FIRST, CameraInput, find_camera_inputs
@@ -164,10 +164,7 @@ def _cameras(graph: Graph, config: Int8Config) -> dict[str, CameraInput]:
 
 
 def _choose(graph: Graph, config: Int8Config, cameras: Mapping[str, CameraInput]) -> list[str]:
-    nodes = {node.name: node for node in graph.weight_nodes()}
-    for name in config.exclude:
-        if name not in nodes:
-            raise UnknownNameError("node with weights", name, list(nodes))
+    nodes = graph.weight_nodes_by_name(config.exclude)
     shapes = {name: graph.constant(node.input[1]).shape for name, node in nodes.items()}
     chosen = []
     for name, node in nodes.items():

@@ -44,10 +44,11 @@ from actlet.storage import read_json, sha256, write_json
 from episodes.rollout import EpisodeResult
 from episodes.seeds import TUNING_SEED_START
 from episodes.suites import make_suite
-from quantize.certificate import VERSIONS, drive, motion_of, paired_rates, verdict
+from quantize.certificate import VERSIONS
 from quantize.frames import Frames, frames_of_dataset
 from quantize.int8 import Int8Config, stacked, will_be_int8
 from quantize.output_error import compare_outputs
+from quantize.paired_runs import drive, motion_of, paired_rates, verdict
 from quantize.quantize_bundle import QuantizeReport, quantize_bundle, require_other_place
 from quantize.schemes import Scheme
 from quantize.weights import WeightConfig, will_be_packed

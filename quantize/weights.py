@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from actlet.errors import QuantizationError, UnknownNameError
+from actlet.errors import QuantizationError
 from actlet.rounding import INT4_BLOCK, INT4_MIN_WEIGHTS, MIN_CHANNELS
 from quantize.block_rounding import BLOCKS, Method, blocks_of, gptq, make_grid
 from quantize.frames import Frames
@@ -74,10 +74,7 @@ def will_be_packed(model: onnx.ModelProto, config: WeightConfig | None = None) -
         QuantizationError: Nothing would be left to quantize.
     """
     config, graph = config or WeightConfig(), Graph(model)
-    nodes = {node.name: node for node in graph.weight_nodes()}
-    for name in config.exclude:
-        if name not in nodes:
-            raise UnknownNameError("node with weights", name, list(nodes))
+    nodes = graph.weight_nodes_by_name(config.exclude)
     shapes = {name: graph.constant(node.input[1]).shape for name, node in nodes.items()}
     chosen = [
         name

@@ -22,8 +22,9 @@ from distill.train_config import TrainConfig
 from episodes.collect import collect
 from episodes.lockstep import EpisodeResult
 from export.to_bundle import export_student
-from quantize import certificate
-from quantize.certificate import CertificateConfig, certificate_lines, certify, read_certificate, uncertified_hash, verdict, verify
+from quantize import certificate, paired_runs
+from quantize.certificate import CertificateConfig, certificate_lines, certify, read_certificate, uncertified_hash, verify
+from quantize.paired_runs import verdict
 from quantize.quantize_bundle import quantize_bundle
 from quantize.schemes import scheme
 from runtime.policy import BundlePolicy
@@ -139,7 +140,7 @@ def test_an_episode_that_failed_is_not_judged(bundles: tuple[Path, Path], child:
     def broken(*_: Any, **__: Any) -> list[EpisodeResult]:
         return [EpisodeResult(task="t", seed=0, instruction="", success=False, steps=0, error="no screen")]
 
-    monkeypatch.setattr(certificate, "evaluate", broken)
+    monkeypatch.setattr(paired_runs, "evaluate", broken)
     name = manifest_hash(child)
     with pytest.raises(ActletError, match=r"1 of 6 episodes of .* ended in an error, the first \(t, seed 0\): no screen"):
         certify(child, bundles[0], CONFIG)
@@ -153,7 +154,7 @@ def test_a_bundle_that_is_replaced_meanwhile_is_not_certified(
     """Neither its outcomes nor its files are taken for those of the other."""
     other = quantize_bundle(bundles[0], child.parent / "int4", scheme=scheme("int4")).out
     with pytest.raises(BundleError, match="it was replaced while it was being judged"):
-        certificate.open_bundle(str(other), manifest_hash(child))
+        paired_runs.open_bundle(str(other), manifest_hash(child))
     manifest = read_manifest(child)
     document = certify(child, bundles[0], CONFIG)
     with pytest.raises(BundleError):
@@ -182,8 +183,8 @@ def test_motion_is_compared_where_both_succeed() -> None:
 
     ours = [episode(True, 3.0, 2), episode(True, 100.0, 9), episode(False, 1.0, 0)]
     theirs = [episode(True, 2.0, 1), episode(False, 1.0, 0), episode(True, 1.0, 0)]
-    assert certificate.motion_of(ours, theirs) == {"episodes": 1, "jerk_ratio": 1.5, "path_ratio": 1.0, "gripper_flips_difference": 1.0}
-    assert certificate.motion_of(ours[2:], theirs[2:])["jerk_ratio"] is None
+    assert paired_runs.motion_of(ours, theirs) == {"episodes": 1, "jerk_ratio": 1.5, "path_ratio": 1.0, "gripper_flips_difference": 1.0}
+    assert paired_runs.motion_of(ours[2:], theirs[2:])["jerk_ratio"] is None
 
 
 def test_jerk_of_a_chunk_is_what_its_moves_do(bundles: tuple[Path, Path]) -> None:

@@ -19,7 +19,7 @@ from episodes.collect import collect
 from episodes.rollout import EpisodeResult
 from export.to_bundle import export_student
 from quantize import search as searching
-from quantize.certificate import paired_rates
+from quantize.paired_runs import paired_rates
 from quantize.search import SearchConfig, _bracket, _levels, _Step, scheme_of, search
 from runtime.policy import BundlePolicy
 
