@@ -3,7 +3,8 @@
 A bundle is one folder::
 
     manifest.json      this document; everything below is listed in it with its SHA-256 and size
-    policy.onnx        camera frames, state, instruction vector -> action chunk, confidence
+    policy.onnx        camera frames, state, what condition.onnx gives -> action chunk, confidence
+    condition.onnx     (optional) instruction vector -> what policy.onnx needs of it; without it policy.onnx takes the vector, or none
     instruction.onnx   token ids -> instruction vector
     tokenizer.json     text -> token ids
     golden.npz         recorded inputs and outputs: the self-test at load
@@ -29,6 +30,7 @@ from actlet.storage import read_json, sha256, write_json
 
 __all__ = [
     "CERTIFICATE_NAME",
+    "CONDITION_NAME",
     "MANIFEST_NAME",
     "REQUIRED_FILES",
     "SCHEMA_VERSION",
@@ -49,6 +51,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 CERTIFICATE_NAME = "certificate.json"
+CONDITION_NAME = "condition.onnx"
 REQUIRED_FILES = ("policy.onnx", "instruction.onnx", "tokenizer.json", "golden.npz")
 MAX_MANIFEST_BYTES = 8 << 20  # A node entry takes about 150 bytes, so this is room for 50,000 nodes.
 
@@ -59,7 +62,7 @@ Self = TypeVar("Self", bound="Manifest")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NodePrecision(PlainJson):
-    """One node of policy.onnx that holds weights."""
+    """One node of policy.onnx or condition.onnx that holds weights."""
 
     name: str
     op: str
@@ -71,7 +74,8 @@ class NodePrecision(PlainJson):
     executed: str | None = None
     """Precision in which the runtime really computes it, read from its optimised graph; None when not audited."""
     time_share: float | None = None
-    """Its share of the time of all operators, read from the runtime's profile where it was made; None when not profiled."""
+    """Its share of the time of all operators of a decision, read from the runtime's profile where it was made; 0 in condition.onnx, which runs once per
+    instruction; None when not profiled."""
 
     def __post_init__(self) -> None:
         if self.weight_bytes < 0:
@@ -163,7 +167,7 @@ class Manifest(PlainJson):
     lineage: Lineage
     golden_tolerance: GoldenTolerance
     made_for: tuple[Runtime, ...] = ("onnxruntime",)
-    """Whose operators policy.onnx is made of."""
+    """Whose operators the policy is made of."""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -179,6 +183,11 @@ class Manifest(PlainJson):
         missing = [name for name in REQUIRED_FILES if name not in self.files]
         if missing:
             raise SpecError(f"manifest: {missing} not listed; every bundle has {list(REQUIRED_FILES)}.")
+
+    @property
+    def network_bytes(self) -> int:
+        """Size of policy.onnx and condition.onnx: all weights of the policy, without the instruction encoder."""
+        return sum(self.files[name].size_bytes for name in ("policy.onnx", CONDITION_NAME) if name in self.files)
 
     @property
     def size_bytes(self) -> int:

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from actlet.manifest import CONDITION_NAME
 from actlet.protocols import Policy
 
-__all__ = ["GEMM_SIZE", "GraphCount", "count_graph", "count_torch", "gemm_gflops", "gemm_seconds"]
+__all__ = ["GEMM_SIZE", "GraphCount", "count_bundle", "count_graph", "count_torch", "gemm_gflops", "gemm_seconds"]
 
 GEMM_SIZE = 512  # Three matrices of 1 MiB: they fit in a second-level cache, so the product is bound by arithmetic.
 
@@ -59,6 +60,13 @@ def count_torch(policy: Policy, observation: Any, instruction: str) -> int:
     with FlopCounterMode(display=False) as counter:
         policy.predict([observation], [instruction])
     return int(counter.get_total_flops()) // 2
+
+
+def count_bundle(folder: str | Path) -> GraphCount:
+    """Weights of a bundle's networks, and the MACs of one decision: condition.onnx runs once per instruction."""
+    count = count_graph(Path(folder) / "policy.onnx")
+    condition = Path(folder) / CONDITION_NAME
+    return dataclasses.replace(count, parameters=count.parameters + (count_graph(condition).parameters if condition.exists() else 0))
 
 
 def count_graph(path: str | Path) -> GraphCount:

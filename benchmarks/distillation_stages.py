@@ -21,7 +21,7 @@ from typing import Any
 from actlet.errors import CallerError
 from actlet.protocols import ActionChunk, Observation, Policy
 from actlet.storage import read_json, write_json
-from benchmarks.arithmetic import count_graph
+from benchmarks.arithmetic import count_bundle
 from benchmarks.chain import Chain, tree_hash
 from benchmarks.delayed_loop import Delay, run_delayed
 from benchmarks.distillation_config import METHODS, DistillationConfig, SuitePlan
@@ -222,7 +222,7 @@ def student(
     label_cpu_s = answers[1] if answers else 0.0
     return Student(
         bundles=bundles,
-        size=as_count(count_graph(bundles["float"] / "policy.onnx").parameters),
+        size=as_count(count_bundle(bundles["float"]).parameters),
         train_cpu_s=float(lineage.get("train_cpu_s", measured)) + label_cpu_s,
         label_cpu_s=label_cpu_s,
     )

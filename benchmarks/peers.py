@@ -1,9 +1,15 @@
 """The same student on every runtime that people would take: ONNX Runtime as actlet uses it, and what others offer.
 
 Each backend answers the same recorded frames, and how far its actions lie from the float bundle's is said beside its speed: a fast network that
-answers something else is not fast. All are timed in one run, one call each in an order that is drawn anew for every round, because the
-first after a change finds other weights in the cache. Wall time is what a robot waits; CPU time of all threads is what is left when a
-machine is shared.
+answers something else is not fast. Wall time is what a robot waits; CPU time of all threads is what is left when a machine is shared.
+
+All are timed in one run, by turns in an order that is drawn anew for every round. A turn is `IN_A_ROW` calls. The first finds another's weights in the
+cache, as where a robot's computer did other things since the last decision: it is "cold". The mean of the others is "warm", as in a loop that decides
+all the time.
+
+A policy is measured as it runs on a robot, for one instruction (`runtime.policy_network`), and so is every other backend that reads ONNX: each
+has the network in which the instruction's part is constants already. Torch computes that part every time. "ours float32, whole" and
+"ours int8, whole" show what it costs.
 
     ours             ONNX Runtime on bundles by `quantize.schemes`
     onnxruntime      its own `quantize_static` (QDQ) and `quantize_dynamic`, as they come
@@ -32,16 +38,19 @@ from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 from actlet.statistics import latency_summary
-from benchmarks.arithmetic import count_graph
+from benchmarks.arithmetic import count_bundle
+from quantize.condition import INSTRUCTION, graph_of, network_files, network_of
 from quantize.frames import Frames
 from quantize.graph import Graph
 from quantize.schemes import scheme
+from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel, SessionConfig
 
 __all__ = ["BACKENDS", "Backend", "Run", "ceilings", "make_backends", "measure_backends", "time_by_turns"]
 
 Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.float32]]
-"""Inputs of policy.onnx by name -> actions float32 (1, H, A)."""
+"""Inputs of the whole graph by name -> actions float32 (1, H, A)."""
+IN_A_ROW = 4
 GEMM = (256, 1024, 1024)
 COPY_BYTES = 64 << 20
 _INTEGERS = ("int8", "int4-int8", "int8-dynamic")
@@ -65,38 +74,60 @@ class _Task:
     bundle: Path
     checkpoint: Path | None
     model: onnx.ModelProto
+    """The float policy's whole graph."""
     calibrate: Frames
+    instruction: NDArray[np.float32]
+    """float32 (1, E), the one that all are measured with."""
     threads: int
 
+    @property
+    def fixed(self) -> onnx.ModelProto:
+        """The float network for the instruction."""
+        return onnx.load_from_string(network_of(self.model).fixed_content(self.instruction))
 
-def _ours(precision: str, **settings: Any) -> Callable[[_Task], Backend]:
+    @property
+    def rows(self) -> list[dict[str, NDArray[Any]]]:
+        """Inputs of `fixed` to calibrate with."""
+        return [_without_instruction(self.calibrate.feeds(row)) for row in range(len(self.calibrate))]
+
+
+def _without_instruction(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: values for name, values in feeds.items() if name != INSTRUCTION}
+
+
+def _ours(precision: str, *, whole: bool = False, **settings: Any) -> Callable[[_Task], Backend]:
     def make(task: _Task) -> Backend:
         model = task.model if precision == "float32" else scheme(precision, **settings).quantize(task.model, task.calibrate)
-        return _onnx(model.SerializeToString(), "ours", precision, task.threads)
+        config, size = SessionConfig(threads=task.threads), sum(len(content) for content in network_files(model).values())
+        if whole:
+            network = OrtModel(model.SerializeToString(), config=config)
+            return Backend("ours, whole", precision, lambda feeds: network.run(feeds)["actions"], size)
+        fixed = network_of(model, config).fixed(task.instruction)
+        return Backend("ours", precision, lambda feeds: fixed.run(_without_instruction(feeds))["actions"], size)
 
     return make
 
 
-def _onnx(model: bytes, name: str, precision: str, threads: int) -> Backend:
+def _onnx(model: bytes, name: str, threads: int) -> Backend:
     network = OrtModel(model, config=SessionConfig(threads=threads))
-    return Backend(name, precision, lambda feeds: network.run(feeds)["actions"], len(model))
+    return Backend(name, "int8", lambda feeds: network.run(_without_instruction(feeds))["actions"], len(model))
 
 
 def _ort_static(task: _Task) -> Backend:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # It has no types.
-        rows = iter(range(len(task.calibrate)))
+        rows = iter(task.rows)
 
         def get_next(self) -> dict[str, NDArray[Any]] | None:
-            row = next(self.rows, None)
-            return None if row is None else task.calibrate.feeds(row)
+            return next(self.rows, None)
 
-    stacks = [node.name for node in Graph(task.model).weight_nodes() if Graph(task.model).constant(node.input[1]).ndim == 3]
+    fixed = task.fixed
+    stacks = [node.name for node in Graph(fixed).weight_nodes() if Graph(fixed).constant(node.input[1]).ndim == 3]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "static.onnx"
         quantize_static(
-            _plain(task.model),
+            _plain(fixed),
             str(path),
             Reader(),
             nodes_to_exclude=stacks,  # The head is a stack of matrices, over which its kernel fails as it runs.
@@ -105,7 +136,7 @@ def _ort_static(task: _Task) -> Backend:
             weight_type=QuantType.QInt8,
             per_channel=True,
         )
-        return _onnx(path.read_bytes(), "onnxruntime quantize_static", "int8", task.threads)
+        return _onnx(path.read_bytes(), "onnxruntime quantize_static", task.threads)
 
 
 def _ort_dynamic(task: _Task) -> Backend:
@@ -114,9 +145,10 @@ def _ort_dynamic(task: _Task) -> Backend:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dynamic.onnx"
         # Without the head again.
-        nodes = [node.name for node in task.model.graph.node if node.op_type in ("Gemm", "Conv")]
-        quantize_dynamic(_plain(task.model), str(path), weight_type=QuantType.QInt8, per_channel=True, nodes_to_quantize=nodes)
-        return _onnx(path.read_bytes(), "onnxruntime quantize_dynamic", "int8", task.threads)
+        fixed = task.fixed
+        nodes = [node.name for node in fixed.graph.node if node.op_type in ("Gemm", "Conv")]
+        quantize_dynamic(_plain(fixed), str(path), weight_type=QuantType.QInt8, per_channel=True, nodes_to_quantize=nodes)
+        return _onnx(path.read_bytes(), "onnxruntime quantize_dynamic", task.threads)
 
 
 def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -131,12 +163,11 @@ def _openvino(task: _Task, *, int8: bool) -> Backend:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(task.model.SerializeToString())
+    model = core.read_model(task.fixed.SerializeToString())
     if int8:
         import nncf
 
-        rows = nncf.Dataset([task.calibrate.feeds(row) for row in range(len(task.calibrate))])
-        model = nncf.quantize(model, rows, subset_size=len(task.calibrate))
+        model = nncf.quantize(model, nncf.Dataset(task.rows), subset_size=len(task.calibrate))
     # Its own choice of precision would be bfloat16 on a processor that has it.
     settings = {"INFERENCE_NUM_THREADS": task.threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
@@ -147,7 +178,7 @@ def _openvino(task: _Task, *, int8: bool) -> Backend:
     place = names.index("actions")
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        request.infer(dict(feeds))
+        request.infer(_without_instruction(feeds))
         return np.array(request.get_output_tensor(place).data)
 
     return Backend("openvino + nncf" if int8 else "openvino", "int8" if int8 else "float32", run, size)
@@ -183,6 +214,8 @@ BACKENDS: dict[str, Callable[[_Task], Backend]] = {
     "ours int8, weights to 127": _ours("int8", weight_levels=127),
     "ours int4-int8": _ours("int4-int8"),
     "ours int4": _ours("int4"),
+    "ours float32, whole": _ours("float32", whole=True),
+    "ours int8, whole": _ours("int8", whole=True),
     "ours int8-weights": _ours("int8-weights"),
     "ours int8-dynamic": _ours("int8-dynamic"),
     "onnxruntime quantize_static": _ort_static,
@@ -197,13 +230,20 @@ BACKENDS: dict[str, Callable[[_Task], Backend]] = {
 
 
 def make_backends(
-    bundle: Path, calibrate: Frames, *, checkpoint: Path | None, threads: int, names: Sequence[str] | None = None
+    bundle: Path,
+    calibrate: Frames,
+    instruction: NDArray[np.float32],
+    *,
+    checkpoint: Path | None,
+    threads: int,
+    names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Backend], dict[str, str]]:
     """Make all that can be made here.
 
     Args:
         bundle: A float bundle.
         calibrate: Recorded frames.
+        instruction: float32 (1, E), the vector of the one instruction that they will be asked with.
         checkpoint: The student that the bundle was exported from, for torch; None leaves torch out.
         threads: Threads of one operator.
         names: Of `BACKENDS`; all when None.
@@ -211,13 +251,13 @@ def make_backends(
     Returns:
         Name -> backend, and name -> why there is none.
     """
-    task = _Task(bundle, checkpoint, onnx.load(bundle / "policy.onnx"), calibrate, threads)
+    task = _Task(bundle, checkpoint, graph_of(load_bundle(bundle)), calibrate, instruction, threads)
     made, missing = {}, {}
     for name in BACKENDS if names is None else names:
         print(f"{name}, {threads} threads ...", file=sys.stderr, flush=True)
         try:
             backend = BACKENDS[name](task)
-            backend.run(calibrate.feeds(0))
+            backend.run({**calibrate.feeds(0), INSTRUCTION: instruction})
             made[name] = backend
         except Exception as error:  # Whatever a foreign library says, it is said in the table.
             missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
@@ -227,7 +267,7 @@ def make_backends(
 def time_by_turns(
     runs: Mapping[str, Callable[[int], object]], *, rounds: int, warm_up: int = 10, seed: int = 0, progress: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """One call of each in every round, in an order that is drawn anew.
+    """`IN_A_ROW` calls of each in every round, in an order that is drawn anew.
 
     Args:
         runs: Name -> a call that is told the number of the round.
@@ -237,20 +277,24 @@ def time_by_turns(
         progress: Show a bar.
 
     Returns:
-        Name -> ``wall_ms`` and ``cpu_ms`` as `actlet.statistics.latency_summary` says.
+        Name -> ``wall_ms, cpu_ms`` (warm) and ``cold_wall_ms, cold_cpu_ms``, each as `actlet.statistics.latency_summary` says.
     """
     rng, names = np.random.default_rng(seed), list(runs)
-    wall: dict[str, list[float]] = {name: [] for name in names}
-    cpu: dict[str, list[float]] = {name: [] for name in names}
+    kinds = ("cold_wall_ms", "cold_cpu_ms", "wall_ms", "cpu_ms")
+    seconds: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in names}
     for turn in tqdm(range(-warm_up, rounds), desc="by turns", unit="round", disable=not progress, file=sys.stderr):
         for name in rng.permutation(names):
-            before_cpu, before = time.process_time(), time.perf_counter()
-            runs[name](turn)
-            after, after_cpu = time.perf_counter(), time.process_time()
+            marks = []
+            for call in range(IN_A_ROW + 1):
+                marks.append((time.perf_counter(), time.process_time()))
+                if call < IN_A_ROW:
+                    runs[name](turn)
             if turn >= 0:
-                wall[name].append(after - before)
-                cpu[name].append(after_cpu - before_cpu)
-    return {name: {"wall_ms": latency_summary(wall[name]), "cpu_ms": latency_summary(cpu[name])} for name in names}
+                (wall, cpu), (wall_1, cpu_1), (wall_n, cpu_n) = marks[0], marks[1], marks[-1]
+                found = (wall_1 - wall, cpu_1 - cpu, (wall_n - wall_1) / (IN_A_ROW - 1), (cpu_n - cpu_1) / (IN_A_ROW - 1))
+                for kind, value in zip(kinds, found, strict=True):
+                    seconds[name][kind].append(value)
+    return {name: {kind: latency_summary(values) for kind, values in found.items()} for name, found in seconds.items()}
 
 
 def ceilings(threads: int) -> dict[str, tuple[Callable[[int], object], float]]:
@@ -306,7 +350,7 @@ def measure_backends(
     Args:
         bundle: A float bundle.
         calibrate: Recorded frames.
-        judge: Others, of which each round has one.
+        judge: Others, of which each round has one; their first instruction is that of all.
         checkpoint: The student that the bundle was exported from.
         threads: Threads of one operator.
         rounds: Calls of each.
@@ -317,12 +361,14 @@ def measure_backends(
     Returns:
         JSON types: ``backend, precision, threads, size_bytes, mean_error`` (of continuous actions, share of their range, against the float bundle),
         ``p50_ms, p99_ms, cpu_ms, cpu_p99_ms, ratio_to_float`` (CPU medians), ``share_of_ceiling`` (of the product's rate in its precision, by
-        wall p50), or ``backend, threads, missing``; and the ceilings as rows with ``ceiling`` and ``rate`` (multiply-accumulates or bytes a second).
+        wall p50), all warm, and ``cold_p50_ms, cold_p99_ms, cold_cpu_ms, cold_ratio_to_float``, or ``backend, threads, missing``; and the ceilings as rows with ``ceiling`` and ``rate`` (multiply-accumulates or bytes a second).
     """
-    made, missing = make_backends(bundle, calibrate, checkpoint=checkpoint, threads=threads, names=names)
+    instruction = judge.instruction[:1]
+    made, missing = make_backends(bundle, calibrate, instruction, checkpoint=checkpoint, threads=threads, names=names)
+    fed = [{**judge.feeds(row), INSTRUCTION: instruction} for row in range(len(judge))]
     tops = ceilings(threads)
     calls: dict[str, Callable[[int], object]] = {
-        **{name: lambda turn, run=backend.run: run(judge.feeds(turn % len(judge))) for name, backend in made.items()},
+        **{name: lambda turn, run=backend.run: run(fed[turn % len(fed)]) for name, backend in made.items()},
         **{f"ceiling {name}": call for name, (call, _) in tops.items()},
     }
     import torch
@@ -334,13 +380,12 @@ def measure_backends(
     finally:
         torch.set_num_threads(before)
     rates = {name: work / (timing[f"ceiling {name}"]["wall_ms"]["p50"] / 1e3) for name, (_, work) in tops.items()}
-    macs = count_graph(bundle / "policy.onnx").macs
-    rows_of = range(min(32, len(judge)))
-    reference = np.concatenate([made["ours float32"].run(judge.feeds(row)) for row in rows_of])
+    macs = count_bundle(bundle).macs
+    reference = np.concatenate([made["ours float32"].run(feeds) for feeds in fed[:32]])
     rows: list[dict[str, Any]] = []
     for name, backend in made.items():
         t = timing[name]
-        got = np.concatenate([backend.run(judge.feeds(row)) for row in rows_of])
+        got = np.concatenate([backend.run(feeds) for feeds in fed[:32]])
         error = np.abs(got - reference)[..., ~flags] / unit[~flags]
         rows.append(
             {
@@ -352,6 +397,10 @@ def measure_backends(
                 "cpu_ms": t["cpu_ms"]["p50"],
                 "cpu_p99_ms": t["cpu_ms"]["p99"],
                 "ratio_to_float": timing["ours float32"]["cpu_ms"]["p50"] / t["cpu_ms"]["p50"],
+                "cold_p50_ms": t["cold_wall_ms"]["p50"],
+                "cold_p99_ms": t["cold_wall_ms"]["p99"],
+                "cold_cpu_ms": t["cold_cpu_ms"]["p50"],
+                "cold_ratio_to_float": timing["ours float32"]["cold_cpu_ms"]["p50"] / t["cold_cpu_ms"]["p50"],
                 "size_bytes": backend.size_bytes,
                 "share_of_ceiling": macs / (t["wall_ms"]["p50"] / 1e3) / rates["int8" if backend.precision in _INTEGERS else "float32"],
                 "mean_error": float(error.mean()),

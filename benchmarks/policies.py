@@ -15,7 +15,7 @@ from actlet.manifest import CERTIFICATE_NAME, Manifest, manifest_hash, read_mani
 from actlet.protocols import Observation, Policy
 from actlet.specs import PolicySpec
 from actlet.storage import read_json
-from benchmarks.arithmetic import count_graph, count_torch
+from benchmarks.arithmetic import count_bundle, count_torch
 from quantize.certificate import read_certificate
 from runtime.opening import kind_of, open_policy
 
@@ -46,10 +46,10 @@ class Sample:
 def weigh(contender: Contender, policy: Policy, sample: Sample) -> dict[str, Any]:
     """Size and arithmetic of the network that answers every decision.
 
-    What is computed once per instruction (the student's sentence encoder) is not in it; `bundle_bytes` is all that a robot stores.
+    The sentence encoder is not in it, and the arithmetic of what is computed once per instruction; `bundle_bytes` is all that a robot stores.
 
     Returns:
-        ``parameters, size_bytes`` (of the weights: the file policy.onnx, or what torch holds in memory), ``macs``, and for a bundle
+        ``parameters, size_bytes`` (of the weights: policy.onnx and condition.onnx, or what torch holds in memory), ``macs``, and for a bundle
         ``bundle_bytes``, ``precisions``: nodes and bytes of its weights, by what was asked and what is really executed, and where it carries
         one its ``certificate``.
 
@@ -57,10 +57,9 @@ def weigh(contender: Contender, policy: Policy, sample: Sample) -> dict[str, Any
         BundleError: A bundle carries a certificate that is not its own.
     """
     if kind_of(contender.path) == "bundle":
-        network = contender.path / "policy.onnx"
-        count = count_graph(network)
+        count = count_bundle(contender.path)
         manifest = read_manifest(contender.path)
-        sizes = {"size_bytes": network.stat().st_size, "bundle_bytes": manifest.size_bytes}
+        sizes = {"size_bytes": manifest.network_bytes, "bundle_bytes": manifest.size_bytes}
         shown = {"certificate": read_certificate(contender.path)} if CERTIFICATE_NAME in manifest.files else {}
         return {"parameters": count.parameters, "macs": count.macs, **sizes, "precisions": _precisions(manifest), **shown}
     module: Any = getattr(policy, "student", policy)

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from actlet.errors import ActletError, SpecError, UnknownNameError
-from actlet.manifest import manifest_hash
+from actlet.manifest import manifest_hash, read_manifest
 from actlet.provenance import package_versions, utc_now
 from actlet.storage import read_json, write_json
 from benchmarks.chain import Chain
 from benchmarks.distillation_rows import rate_text
 from benchmarks.machine import describe_machine, describe_versions
-from benchmarks.peers import measure_backends
+from benchmarks.peers import IN_A_ROW, measure_backends
 from benchmarks.tables import markdown_table, text_table
 from benchmarks.units import as_percent, as_significant
 from episodes.rollout import EpisodeResult
@@ -128,15 +128,16 @@ def _conditions(about: Mapping[str, Any], config: QuantizationConfig) -> str:
     return (
         f"{about['date'][:10]}, {machine['cpu']}, {machine['cores_usable']} cores, Python {versions['python']}, onnxruntime "
         f"{versions.get('onnxruntime', '–')}, torch {versions.get('torch', '–')}. Episodes: suite `{config.suite}`, report seeds from 0, lockstep, "
-        f"difference against the float bundle on the same seeds with Bonett and Price's 95 % interval, margin {100 * config.margin:g} points. Latency: one "
-        f"call each in {config.rounds} rounds in an order drawn anew for each, medians; batch 1; ratio: of CPU medians; ceiling: of the matrix "
-        "product's rate in the same precision, in the same run."
+        f"difference against the float bundle on the same seeds with Bonett and Price's 95 % interval, margin {100 * config.margin:g} points. Latency: by "
+        f"turns of {IN_A_ROW} calls in {config.rounds} rounds, in an order drawn anew for each; cold: a turn's first call, otherwise the mean of the "
+        "others; medians; batch 1, one instruction; against float: CPU medians; ceiling: of the matrix product's rate in the same precision, in the "
+        "same run."
     )
 
 
 def _behaviour(chain: Chain, bundle: Path, data: Path, config: QuantizationConfig) -> list[dict[str, Any]]:
     before = _episodes(chain, "float", bundle, config)
-    size = (bundle / "policy.onnx").stat().st_size
+    size = read_manifest(bundle).network_bytes
     rows = []
     for name in config.schemes:
         folder = name.replace(",", "").replace(" ", "-")
@@ -162,7 +163,7 @@ def _behaviour(chain: Chain, bundle: Path, data: Path, config: QuantizationConfi
                 "difference_ci95": found["difference_ci95"],
                 "mcnemar_p": found["mcnemar_p"],
                 "jerk_ratio": motion_of(now, before)["jerk_ratio"],
-                "size_ratio": (child / "policy.onnx").stat().st_size / size,
+                "size_ratio": read_manifest(child).network_bytes / size,
                 "verdict": verdict(found["difference_ci95"], config.margin, parent=found["success"]["parent"]),
             }
         )
@@ -234,7 +235,19 @@ def quantization_text(document: Mapping[str, Any], *, markdown: bool = True) -> 
         ]
         parts.append(table(header, cells))
     if document["latency"]:
-        header = ["backend", "threads", "p50", "p99", "CPU", "against float", "of the ceiling", "error", "size"]
+        header = [
+            "backend",
+            "threads",
+            "p50",
+            "p99",
+            "CPU",
+            "against float",
+            "cold CPU",
+            "against float",
+            "of the ceiling",
+            "error",
+            "size",
+        ]
         cells = [
             [
                 row["backend"],
@@ -243,6 +256,8 @@ def quantization_text(document: Mapping[str, Any], *, markdown: bool = True) -> 
                 f"{as_significant(row['p99_ms'])} ms",
                 f"{as_significant(row['cpu_ms'])} ms",
                 f"x {row['ratio_to_float']:.2f}",
+                f"{as_significant(row['cold_cpu_ms'])} ms",
+                f"x {row['cold_ratio_to_float']:.2f}",
                 as_percent(row["share_of_ceiling"]),
                 f"{100 * row['mean_error']:.2f} %",
                 "–" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.2f} MB",

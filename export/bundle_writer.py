@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 
 from actlet.action_tokens import ActionTokenizer
-from actlet.manifest import GoldenTolerance, Lineage, Manifest, NodePrecision, TextEncoderInfo, record_files, write_manifest
+from actlet.manifest import CONDITION_NAME, GoldenTolerance, Lineage, Manifest, NodePrecision, TextEncoderInfo, record_files, write_manifest
 from actlet.provenance import git_commit, package_versions, utc_now
 from actlet.specs import PolicySpec
 from actlet.storage import new_folder, write_bytes
 from export.samples import Samples
+from quantize.condition import network_files
 from runtime.networks import Networks
 
 __all__ = ["FLOAT_TOLERANCE", "float_nodes", "lineage_of_checkpoint", "new_bundle"]
@@ -43,7 +44,7 @@ def new_bundle(
 
     Args:
         out: The bundle's folder.
-        policy: policy.onnx.
+        policy: The policy as one graph, which becomes policy.onnx and condition.onnx.
         instruction: instruction.onnx.
         tokenizer_json: Content of tokenizer.json.
         spec: What the policy sees and commands.
@@ -59,7 +60,7 @@ def new_bundle(
     """
     with new_folder(out, overwrite=overwrite) as folder:
         contents = {
-            "policy.onnx": policy.SerializeToString(deterministic=True),
+            **network_files(policy),
             "instruction.onnx": instruction.SerializeToString(deterministic=True),
             "tokenizer.json": tokenizer_json,
         }
@@ -67,6 +68,7 @@ def new_bundle(
             write_bytes(folder / name, content)
         networks = Networks(
             policy=contents["policy.onnx"],
+            condition=contents.get(CONDITION_NAME),
             instruction=contents["instruction.onnx"],
             tokenizer=tokenizer_json,
             spec=spec,

@@ -22,8 +22,10 @@ import numpy as np
 import onnx
 
 from actlet.manifest import NodePrecision
+from quantize.condition import network_of, split_condition
 from quantize.frames import Frames
-from quantize.graph import WEIGHT_OPS, Graph
+from quantize.graph import Graph, weight_value
+from runtime.fixed_inputs import fix_inputs
 from runtime.ort_backend import OrtModel, SessionConfig
 
 __all__ = ["audit", "executed_operators", "node_seconds", "summary", "with_time_shares"]
@@ -35,12 +37,21 @@ _UNPACKING = ("Cast", "Mul", "Add", "Reshape", "Slice", "Round", "Clip", "Dequan
 
 
 def executed_operators(model: onnx.ModelProto, config: SessionConfig | None = None) -> list[tuple[str, str]]:
-    """(name, operator) of every node that ONNX Runtime runs on the processor of this machine."""
+    """(name, operator) of every node that ONNX Runtime runs on the processor of this machine: for an instruction, then for every decision."""
+    policy, condition = split_condition(model)
+    given = {}
+    if condition is not None:
+        once = SessionConfig(integers=config is None or config.integers)
+        first = OrtModel(condition.SerializeToString(), config=once, where="condition.onnx")
+        given = first.run({name: np.zeros(shape, dtype) for name, (dtype, shape) in first.inputs.items()})
+    parts = [fix_inputs(policy.SerializeToString(), given), *([condition.SerializeToString()] if condition is not None else [])]
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
-        config = dataclasses.replace(config or SessionConfig(), optimised_model=path)
-        OrtModel(model.SerializeToString(), config=config, where="policy.onnx")
-        return [(node.name, node.op_type) for node in onnx.load(path, load_external_data=False).graph.node]
+        for i, part in enumerate(reversed(parts)):
+            path = Path(folder) / f"{i}.onnx"
+            OrtModel(part, config=dataclasses.replace(config or SessionConfig(), optimised_model=path), where="policy.onnx")
+            found += [(node.name, node.op_type) for node in onnx.load(path, load_external_data=False).graph.node]
+    return found
 
 
 def audit(model: onnx.ModelProto, asked: Mapping[str, str] | None = None, config: SessionConfig | None = None) -> tuple[NodePrecision, ...]:
@@ -74,18 +85,19 @@ def audit(model: onnx.ModelProto, asked: Mapping[str, str] | None = None, config
 
 
 def node_seconds(model: onnx.ModelProto, frames: Frames, config: SessionConfig | None = None, *, runs: int = 50) -> dict[str, float]:
-    """Name of a node of the file -> seconds in its operators, of `runs` inferences; "" for all operators without weights."""
+    """Name of a node of the graph -> seconds in its operators, of `runs` decisions; "" for all operators without weights.
+
+    What runs once per instruction is not among them.
+    """
     graph = Graph(model)
     origin = {name: node.name for node in graph.nodes for name in _known_as(graph, node) if node.op_type.endswith(_OPERATORS)}
     seconds: dict[str, float] = collections.defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
-        network = OrtModel(
-            model.SerializeToString(),
-            config=dataclasses.replace(config or SessionConfig(), profile=Path(folder) / "run"),
-            where="policy.onnx",
+        network = network_of(model, dataclasses.replace(config or SessionConfig(), profile=Path(folder) / "run")).fixed(
+            frames.instruction[:1]
         )
         for row in range(runs):
-            network.run(frames.feeds(row % len(frames)))
+            network.run({name: values for name, values in frames.feeds(row % len(frames)).items() if name in network.inputs})
         events = json.loads(network.end_profile().read_text(encoding="utf-8"))
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -115,9 +127,14 @@ def summary(nodes: Collection[NodePrecision]) -> list[str]:
 
 
 def _known_as(graph: Graph, node: onnx.NodeProto) -> list[str]:
-    """The names under which a node's operator may run."""
-    relu = graph.sole_consumer(node.output[0], "Relu")
-    return [node.name, node.output[0], *([relu.output[0]] if relu is not None else [])]
+    """The names under which a node's operator may run: its own, its value's, or those of what is merged into it, as FiLM and ReLU are."""
+    names, value = [node.name, node.output[0]], node.output[0]
+    for op in ("Mul", "Add", "Relu"):
+        merged = graph.sole_consumer(value, op)
+        if merged is not None:
+            value = merged.output[0]
+            names.append(value)
+    return names
 
 
 def _origin(name: str) -> str:
@@ -127,10 +144,11 @@ def _origin(name: str) -> str:
 
 def _stored_weights(graph: Graph, makers: dict[str, onnx.NodeProto], node: onnx.NodeProto) -> Iterator[str]:
     """Names of the constants that a node's weights and bias are made of; nothing for a node without stored weights."""
-    first = {"QLinearConv": 3, "MatMulInteger": 1, **dict.fromkeys(WEIGHT_OPS, 1)}.get(node.op_type)
-    if first is None or not _made_of_constants(graph, makers, node.input[first]):
+    weight = weight_value(node, makers)
+    if not weight or not _made_of_constants(graph, makers, weight):
         return
-    stack = list(node.input[first:])
+    others = list(node.input[4 if node.op_type == "QLinearConv" else 2 :])
+    stack = [weight, *others]
     while stack:
         value = stack.pop()
         if graph.is_constant(value):

@@ -43,11 +43,12 @@ from actlet.specs import PolicySpec
 from actlet.storage import new_folder, read_json, write_json
 from episodes.rollout import EpisodeResult
 from episodes.seeds import REPORT_SEED_START, TUNING_SEED_START
+from quantize.condition import graph_of, network_of
 from quantize.frames import frames_of_dataset
 from quantize.output_error import compare_outputs
 from quantize.paired_runs import drive, marks, motion_of, paired_figures, paired_rates, verdict
 from runtime.bundle import Bundle, load_bundle
-from runtime.ort_backend import OrtModel, SessionConfig
+from runtime.ort_backend import SessionConfig
 from runtime.policy import BundlePolicy
 
 __all__ = [
@@ -314,8 +315,7 @@ def _recorded(child: Path, parent: Path, config: CertificateConfig, data: str | 
     seed = manifest.lineage.seeds.get("quantize", 0)
     _, frames, dataset = frames_of_dataset(data, manifest.spec, policies[0].networks, calibration=1, held_out=config.frames, seed=seed)
     networks = [
-        OrtModel(policy.bundle.read("policy.onnx"), config=SessionConfig(integers=policy.bundle.manifest.precision != "float8"))
-        for policy in policies
+        network_of(graph_of(policy.bundle), SessionConfig(integers=policy.bundle.manifest.precision != "float8")) for policy in policies
     ]
     error = compare_outputs(networks[1], networks[0], frames, manifest.spec, manifest.tokenizer)
     chunks = [np.concatenate([network.run(frames.feeds(row))["actions"] for row in range(len(frames))]) for network in networks]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from actlet.errors import UnknownNameError
 
-__all__ = ["WEIGHT_OPS", "Graph", "channel_axis"]
+__all__ = ["WEIGHT_OPS", "Graph", "channel_axis", "weight_value"]
 
 WEIGHT_OPS = ("Conv", "Gemm", "MatMul")
 """Operators whose second input is a matrix or a stack of filters: nearly all weights and nearly all arithmetic."""
@@ -35,6 +35,11 @@ class Graph:
     def inputs(self) -> list[str]:
         """Names of the model's inputs."""
         return [value.name for value in self.model.graph.input]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The fixed shape of an input."""
+        value = next(value for value in self.model.graph.input if value.name == name)
+        return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
     @property
     def outputs(self) -> list[str]:
@@ -131,13 +136,26 @@ class Graph:
                     self.add("Cast", [half], whole, to=onnx.TensorProto.FLOAT)
                 node.input[1] = whole
 
-    def finish(self, *, opset: int | None = None) -> onnx.ModelProto:
+    def finish(
+        self,
+        *,
+        opset: int | None = None,
+        inputs: Sequence[onnx.ValueInfoProto] | None = None,
+        outputs: Sequence[onnx.ValueInfoProto] | None = None,
+    ) -> onnx.ModelProto:
         """The model: nodes in order, what no output needs removed, checked in full.
 
         Args:
             opset: Another version of the standard operators.
+            inputs: Other inputs, with types and shapes; nodes that make one of them are left out.
+            outputs: Other outputs.
         """
         graph = self.model.graph
+        for values, new in ((graph.input, inputs), (graph.output, outputs)):
+            if new is not None:
+                copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in new]
+                del values[:]
+                values.extend(copies)
         ordered = self._needed_in_order()
         del graph.node[:], graph.initializer[:], graph.value_info[:]
         graph.node.extend(ordered)
@@ -151,7 +169,8 @@ class Graph:
 
     def _needed_in_order(self) -> list[onnx.NodeProto]:
         """The nodes that the outputs need, each after those that it reads; copies, since the graph's own list is rewritten."""
-        makers = {output: node for node in self.nodes for output in node.output}
+        given = set(self.inputs)
+        makers = {output: node for node in self.nodes for output in node.output if output not in given}
         ordered: list[onnx.NodeProto] = []
         done: set[int] = set()
         stack = [(makers[name], False) for name in reversed(self.outputs)]
@@ -166,6 +185,20 @@ class Graph:
             stack.append((node, True))
             stack.extend((makers[name], False) for name in reversed(node.input) if name in makers)
         return ordered
+
+
+def weight_value(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """The value that holds or makes the stored weights of an operator; "" for one that multiplies by none.
+
+    Args:
+        node: A node of a quantized or a float graph.
+        makers: Value -> the node that makes it.
+    """
+    place = {"QLinearConv": 3, "MatMulInteger": 1, **dict.fromkeys(WEIGHT_OPS, 1)}.get(node.op_type)
+    value = node.input[place] if place is not None else ""
+    maker = makers.get(value)
+    # Filters that the instruction makes stand behind the stored ones (`quantize.asked_maps`).
+    return maker.input[0] if maker is not None and maker.op_type == "Concat" else value
 
 
 def channel_axis(node: onnx.NodeProto) -> int:

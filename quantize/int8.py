@@ -37,11 +37,12 @@ from numpy.typing import NDArray
 
 from actlet.errors import QuantizationError
 from actlet.rounding import INT8_LEVELS, INT8_MIN_WEIGHTS, MIN_CHANNELS, int8_channels, uint8_grid
+from quantize.asked_maps import find_asked_maps
 from quantize.calibration import RangeRule, observe, value_range
-from quantize.camera_input import CHANNELS_FIRST, CameraInput, find_camera_inputs
+from quantize.camera_input import CameraInput, find_camera_inputs
 from quantize.film import MAX_BIAS, film_names, fold_film, stack_film
 from quantize.frames import Frames
-from quantize.graph import WEIGHT_OPS, Graph, channel_axis
+from quantize.graph import Graph, channel_axis, weight_value
 from quantize.weights import OPSET, WeightConfig, pack, packed_nodes, products_for, require_stored, will_be_packed
 
 __all__ = ["Int8Config", "int8_nodes", "quantize_int8", "stacked", "will_be_int8"]
@@ -139,7 +140,7 @@ def int8_nodes(model: onnx.ModelProto) -> set[str]:
     makers = {output: node for node in graph.nodes for output in node.output}
     found = set()
     for node in graph.nodes:
-        weight = node.input[3] if node.op_type == "QLinearConv" else node.input[1] if node.op_type in WEIGHT_OPS else ""
+        weight = weight_value(node, makers)
         maker = makers.get(weight)
         source = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else weight
         unpacking = makers.get(source)
@@ -190,6 +191,8 @@ class _Builder:
         self.film = stack_film(self.graph)
         self.sites = {site.conv.name: site for site in self.film.sites} if self.film else {}
         self.nodes = [node for node in self.graph.weight_nodes() if node.name in asked]
+        self.asked_maps = {} if config.is_portable else {name: maps for name, maps in find_asked_maps(self.graph).items() if name in asked}
+        """Convolutions that get filters of the instruction as well."""
         self.cameras = {name: camera for name, camera in _cameras(self.graph, config).items() if name in asked}
         """First convolutions that read bytes."""
         self.bytes = {node.input[0]: self.cameras[node.name] for node in self.nodes if node.name in self.cameras}
@@ -234,6 +237,8 @@ class _Builder:
             return conv.output[0]
         if conv.name in self.sites:
             return self.sites[conv.name].relu.output[0]
+        if conv.name in self.asked_maps:
+            return self.asked_maps[conv.name].maps
         relu = self.graph.sole_consumer(conv.output[0], "Relu")
         return relu.output[0] if relu is not None else conv.output[0]
 
@@ -257,10 +262,7 @@ class _Builder:
     def _integer(self, value: str) -> str:
         """The integer form of a value, made where it is first asked for."""
         if value in self.bytes:
-            camera = self.bytes[value]
-            if self.graph.producer(camera.frame) is None:
-                self.graph.add("Transpose", [camera.source], camera.frame, perm=CHANNELS_FIRST)
-            return camera.frame
+            return self.bytes[value].add_frame(self.graph)
         name = f"{value}.integer"
         if self.graph.producer(name) is None:
             scale, zero, _ = self._grid(value)
@@ -331,11 +333,23 @@ class _Builder:
             rounded = np.clip(np.rint(self._bias(node) / (x_step * steps)), -MAX_BIAS, MAX_BIAS).astype(np.int32)
             bias = self.graph.store(f"{node.name}.bias_int32", rounded)
             replaced = [node, *([relu] if (relu := self.graph.sole_consumer(node.output[0], "Relu")) is not None else [])]
+        integer, maps = f"{result}.integer", self.asked_maps.get(node.name)
+        if maps is not None:
+            integer, replaced = f"{result}.picture", list(maps.replaced)
+            filters, asked_steps = maps.round_filters(self.graph, self.config.weight_levels)
+            weight = self.graph.add("Concat", [weight, filters], f"{node.name}.filters", axis=0)
+            scale = self.graph.add("Concat", [scale, asked_steps], f"{node.name}.filter_steps", axis=0)
+            zero = self.graph.store(f"{node.name}.filter_zeros", np.zeros(maps.shape[1], np.int8))
+            bias = self.graph.store(
+                f"{node.name}.filter_biases", np.concatenate([self.graph.constant(bias), np.zeros(maps.count, np.int32)])
+            )
         for old in replaced:
             self.graph.remove(old)
         inputs = [self._integer(source), x_scale, x_zero, weight, scale, zero, y_scale, y_zero, bias]
-        self.graph.add("QLinearConv", inputs, f"{result}.integer", name=node.name)
+        self.graph.add("QLinearConv", inputs, integer, name=node.name)
         self.graph.nodes[-1].attribute.extend(self.cameras[node.name].attributes(node) if node.name in self.cameras else node.attribute)
+        if maps is not None:
+            self.graph.add("Reshape", [integer, self.graph.store(f"{node.name}.flat_shape", np.array(maps.shape))], f"{result}.integer")
         self._make_integer(result)
 
     def _bias(self, conv: onnx.NodeProto) -> NDArray[np.float32]:
@@ -380,16 +394,38 @@ class _Builder:
                 relu.input.append(self.graph.store("float.zero", np.array(0, np.float32)))
 
     def _product(self, node: onnx.NodeProto) -> None:
-        """x W on integers with a float result; the bias is added after it, because ONNX Runtime takes no float bias inside."""
+        """x W on integers with a float result; the bias is added after it, because ONNX Runtime takes no float bias inside.
+
+        Where only other such products read its ReLU, bias and ReLU are inside and the result is on their grid: bytes in, bytes out.
+        """
         reshape = self.graph.producer(node.input[0]) if self.config.dialect == "cpu" else None
         if reshape is not None and reshape.op_type == "Reshape" and reshape.input[0] in self.integers:
             self._reshape_integers(reshape)
-        bias = node.input[2:]
-        node.input[:] = [self._rounded(node.input[0]), self._rounded_weight(node)]
-        if bias:
+        bias, source, weight = list(node.input[2:]), node.input[0], node.input[1]
+        node.input[:] = [self._rounded(source), self._rounded_weight(node)]
+        relu = self._relu_between_products(node) if bias and self.config.dialect == "cpu" else None
+        if relu is not None:
+            steps = self._grid(source)[2] * self.graph.constant(f"{weight}.scale")
+            rounded = np.clip(np.rint(self.graph.constant(bias[0]) / steps), -MAX_BIAS, MAX_BIAS).astype(np.int32)
+            parts = [self.graph.store(f"{node.name}.bias_int32", rounded), self.graph.store(f"{node.name}.bias_steps", steps)]
+            node.input.append(self.graph.add("DequantizeLinear", parts, f"{node.name}.bias_rounded", axis=0))
+            self.graph.remove(relu)
+            scale, zero, _ = self._grid(relu.output[0])
+            self.graph.add("QuantizeLinear", [node.output[0], scale, zero], f"{relu.output[0]}.integer")
+            self._make_integer(relu.output[0])
+        elif bias:
             result, raw = node.output[0], f"{node.output[0]}.raw"
             node.output[0] = raw
             self.graph.add("Add", [raw, bias[0]], result, name=f"{node.name}.bias")
+
+    def _relu_between_products(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The ReLU behind a product, if all that read it are products on a grid that begins at 0, so that clipping to it is the ReLU."""
+        relu = self.graph.sole_consumer(node.output[0], "Relu")
+        readers = self.graph.consumers(relu.output[0]) if relu is not None else []
+        products = [other.name for other in self.nodes if other.op_type != "Conv"]
+        if relu is None or not readers or relu.output[0] in self.graph.outputs or any(reader.name not in products for reader in readers):
+            return None
+        return relu if self.graph.constant(self._grid(relu.output[0])[1]) == 0 else None
 
     def _reshape_integers(self, reshape: onnx.NodeProto) -> None:
         """Reshape the integers instead of the floats: the same grid on both sides."""

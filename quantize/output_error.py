@@ -19,8 +19,12 @@ from actlet.errors import QuantizationError
 from actlet.specs import PolicySpec
 from quantize.frames import Frames
 from runtime.ort_backend import OrtModel
+from runtime.policy_network import PolicyNetwork
 
-__all__ = ["Latency", "OutputError", "compare_latency", "compare_outputs"]
+__all__ = ["Latency", "Network", "OutputError", "compare_latency", "compare_outputs"]
+
+Network = OrtModel | PolicyNetwork
+"""A whole graph, or a policy in two files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Latency:
         return self.parent_ms / self.child_ms
 
 
-def compare_outputs(parent: OrtModel, child: OrtModel, frames: Frames, spec: PolicySpec, tokenizer: ActionTokenizer) -> OutputError:
+def compare_outputs(parent: Network, child: Network, frames: Frames, spec: PolicySpec, tokenizer: ActionTokenizer) -> OutputError:
     """Run both on every frame.
 
     Raises:
@@ -89,15 +93,16 @@ def _decibel(signal: NDArray[np.float32], noise: NDArray[np.float32]) -> float:
     return float(np.clip(10 * np.log10(max(power, 1e-30) / max(error, 1e-30)), -200, 200))
 
 
-def compare_latency(parent: OrtModel, child: OrtModel, frames: Frames, *, runs: int = 200) -> Latency:
-    """Time both, one inference each in turn, after a tenth of the runs as a warm-up.
+def compare_latency(parent: PolicyNetwork, child: PolicyNetwork, frames: Frames, *, runs: int = 200) -> Latency:
+    """Time both under the first frame's instruction, one inference each in turn, after a tenth of the runs as a warm-up.
 
     CPU time of the calling thread, which is all there is with one thread: what other programs do beside it hardly counts.
     """
     seconds: dict[int, list[float]] = {0: [], 1: []}
+    networks = [network.fixed(frames.instruction[:1]) for network in (parent, child)]
     for i in range(-max(1, runs // 10), runs):
-        feeds = frames.feeds(i % len(frames))
-        for which, network in enumerate((parent, child)):
+        feeds = {name: values for name, values in frames.feeds(i % len(frames)).items() if name in networks[0].inputs}
+        for which, network in enumerate(networks):
             begin = time.thread_time()
             network.run(feeds)
             if i >= 0:

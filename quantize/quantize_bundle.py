@@ -1,6 +1,6 @@
 """Float bundle -> a smaller or faster one. The ways there are: `quantize.schemes`; the verb is in `quantize.quantize_command`.
 
-The child has the parent's instruction encoder, tokenizer and specifications, its own policy.onnx and golden answers, the
+The child has the parent's instruction encoder, tokenizer and specifications, its own policy.onnx, condition.onnx and golden answers, the
 audited precision of every node, and the parent's hash in its lineage.
 """
 
@@ -13,17 +13,27 @@ import numpy as np
 import onnx
 
 from actlet.errors import QuantizationError
-from actlet.manifest import GoldenTolerance, Manifest, NodePrecision, manifest_hash, record_files, write_manifest
+from actlet.manifest import (
+    CONDITION_NAME,
+    GoldenTolerance,
+    Manifest,
+    NodePrecision,
+    manifest_hash,
+    read_manifest,
+    record_files,
+    write_manifest,
+)
 from actlet.provenance import git_commit, package_versions, utc_now
 from actlet.storage import new_folder, write_bytes
 from quantize.audit import audit, node_seconds, summary, with_time_shares
+from quantize.condition import graph_of, network_files, network_of
 from quantize.frames import Frames, frames_of_dataset, frames_of_golden
 from quantize.output_error import Latency, OutputError, compare_latency, compare_outputs
 from quantize.schemes import Scheme
 from runtime.bundle import Bundle
 from runtime.golden import Golden
 from runtime.networks import Networks
-from runtime.ort_backend import OrtModel, SessionConfig
+from runtime.ort_backend import SessionConfig
 from runtime.policy import BundlePolicy
 
 __all__ = ["QuantizeReport", "quantize_bundle", "require_other_place"]
@@ -43,9 +53,9 @@ class QuantizeReport:
     bundle_hash: str
     precision: str
     parent_bytes: int
-    """Size of the parent's policy.onnx."""
+    """Size of the parent's policy.onnx and condition.onnx."""
     child_bytes: int
-    """Size of the child's policy.onnx."""
+    """Size of the child's policy.onnx and condition.onnx."""
     calibration_frames: int
     judged_on: str
     """Which frames the error was measured on."""
@@ -55,14 +65,14 @@ class QuantizeReport:
 
     @property
     def share(self) -> float:
-        """Size of the child's policy.onnx as a share of the parent's."""
+        """Size of the child's networks as a share of the parent's."""
         return self.child_bytes / self.parent_bytes
 
     def lines(self) -> list[str]:
         """For people."""
         e, t = self.error, self.latency
         return [
-            f"{'':10}{'policy.onnx':>12}{'share':>8}{'error mean':>12}{'max':>9}{'SQNR':>9}{'flags':>8}{'CPU, 1 thread':>15}{'speed':>8}",
+            f"{'':10}{'networks':>12}{'share':>8}{'error mean':>12}{'max':>9}{'SQNR':>9}{'flags':>8}{'CPU, 1 thread':>15}{'speed':>8}",
             f"{'float32':10}{self.parent_bytes / 1e6:>9.2f} MB{1:>8.1%}{'-':>12}{'-':>9}{'-':>9}{'-':>8}{t.parent_ms:>12.2f} ms{'1.00x':>8}",
             f"{self.precision:10}{self.child_bytes / 1e6:>9.2f} MB{self.share:>8.1%}{e.mean:>12.3%}{e.largest:>9.2%}{e.sqnr_db:>6.1f} dB"
             f"{e.flags_changed:>8.2%}{t.child_ms:>12.2f} ms{t.speed_up:>7.2f}x",
@@ -128,22 +138,21 @@ def quantize_bundle(
         calibrate = judge = frames_of_golden(bundle.golden)
     if scheme.needs_frames:
         calibrate.require_variety()
-    float_model = onnx.load_from_string(bundle.read("policy.onnx"))
+    float_model = graph_of(bundle)
     model, how = scheme.quantize(float_model, calibrate), SessionConfig(integers=scheme.precision != "float8")
     nodes = with_time_shares(audit(model, scheme.asked(float_model), how), node_seconds(model, judge, how))
-    child, before = model.SerializeToString(deterministic=True), bundle.read("policy.onnx")
-    networks = [OrtModel(before, where="policy.onnx of the parent"), OrtModel(child, config=how, where="the quantized policy.onnx")]
-    error = compare_outputs(networks[0], networks[1], judge, policy.spec, bundle.manifest.tokenizer)
-    latency = compare_latency(networks[0], networks[1], judge)
+    networks = network_of(float_model), network_of(model, how)
+    error = compare_outputs(*networks, judge, policy.spec, bundle.manifest.tokenizer)
+    latency = compare_latency(*networks, judge)
     if not allow_slower:
         _require_gain(scheme.integer_nodes(float_model), nodes, latency)
-    _write(bundle, Path(out), child, scheme, nodes, dataset, seed, overwrite=overwrite)
+    _write(bundle, Path(out), model, scheme, nodes, dataset, seed, overwrite=overwrite)
     return QuantizeReport(
         out=Path(out),
         bundle_hash=manifest_hash(out),
         precision=scheme.precision,
-        parent_bytes=len(before),
-        child_bytes=len(child),
+        parent_bytes=bundle.manifest.network_bytes,
+        child_bytes=read_manifest(out).network_bytes,
         calibration_frames=len(calibrate) if scheme.needs_frames else 0,
         judged_on=judged_on,
         error=error,
@@ -185,7 +194,7 @@ def _require_gain(integers: list[str], nodes: tuple[NodePrecision, ...], latency
 def _write(
     parent: Bundle,
     out: Path,
-    policy: bytes,
+    model: onnx.ModelProto,
     scheme: Scheme,
     nodes: tuple[NodePrecision, ...],
     dataset: str | None,
@@ -196,11 +205,14 @@ def _write(
     """The child's folder, whole; its self-test is run once before it is moved into place."""
     manifest = parent.manifest
     with new_folder(out, overwrite=overwrite) as folder:
-        write_bytes(folder / "policy.onnx", policy)
+        contents = network_files(model)
+        for name, content in contents.items():
+            write_bytes(folder / name, content)
         for name in ("instruction.onnx", "tokenizer.json"):
             write_bytes(folder / name, parent.read(name))
         networks = Networks(
-            policy=policy,
+            policy=contents["policy.onnx"],
+            condition=contents.get(CONDITION_NAME),
             instruction=parent.read("instruction.onnx"),
             tokenizer=parent.read("tokenizer.json"),
             spec=manifest.spec,

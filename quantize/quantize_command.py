@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = SearchConfig()
     for name, kind, what in (
         ("suite", str, f"where proposals drive (default: {limits.suite})"),
-        ("budget-mb", float, "largest policy.onnx"),
+        ("budget-mb", float, "largest policy.onnx and condition.onnx together"),
         ("budget-ms", float, "longest decision: median CPU time, one thread, this machine"),
         ("margin", float, f"loss of success that would be taken (default: {limits.margin})"),
         ("episodes", int, f"most tuning episodes of a proposal (default: {limits.episodes})"),

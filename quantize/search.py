@@ -37,14 +37,15 @@ from typing import Any, Literal
 import onnx
 
 from actlet.errors import QuantizationError, SpecError, StorageError
-from actlet.manifest import manifest_hash
+from actlet.manifest import CONDITION_NAME, manifest_hash, read_manifest
 from actlet.provenance import package_versions
 from actlet.specs import PolicySpec
-from actlet.storage import read_json, sha256, write_json
+from actlet.storage import read_json, write_json
 from episodes.rollout import EpisodeResult
 from episodes.seeds import TUNING_SEED_START
 from episodes.suites import make_suite
 from quantize.certificate import VERSIONS
+from quantize.condition import graph_of
 from quantize.frames import Frames, frames_of_dataset
 from quantize.int8 import Int8Config, stacked, will_be_int8
 from quantize.output_error import compare_outputs
@@ -67,7 +68,7 @@ class SearchConfig:
 
     suite: str = "tabletop"
     budget_mb: float | None = None
-    """Largest policy.onnx, in megabytes."""
+    """Largest policy.onnx and condition.onnx together, in megabytes."""
     budget_ms: float | None = None
     """Longest decision of the network: median CPU time, one thread, this machine."""
     margin: float = 0.03
@@ -200,7 +201,7 @@ def search(
         allow_slower=True,  # Its time was measured, and what is allowed is the budget's to say.
         overwrite=overwrite,
     )
-    if sha256(out / "policy.onnx") != best["policy"]:
+    if _network_hash(out) != best["policy"]:
         shutil.rmtree(out)
         raise QuantizationError(
             f"{out}: made again it is not the network that drove; nothing was written. Search anew in one go, on one machine."
@@ -246,8 +247,7 @@ def _bench(bundle: Path, data: Path, out: Path, config: SearchConfig, seed: int,
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}
     asked = {"bundle": policy.bundle.hash, "data": dataset, "config": settings, "seed": seed, "versions": package_versions(VERSIONS)}
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    content = policy.bundle.read("policy.onnx")
-    model = onnx.load_from_string(content)
+    model = graph_of(policy.bundle)
     return _Bench(
         bundle=bundle,
         name=policy.bundle.hash,
@@ -255,7 +255,7 @@ def _bench(bundle: Path, data: Path, out: Path, config: SearchConfig, seed: int,
         work=out.parent / f".{out.name}.search-{name}",
         model=model,
         packable=will_be_packed(stacked(model), WeightConfig(block=64)),
-        float_network=OrtModel(content, where="policy.onnx of the float bundle"),
+        float_network=OrtModel(model.SerializeToString(), where="the float network"),
         spec=policy.spec,
         calibrate=calibrate,
         judge=judge,
@@ -338,7 +338,7 @@ def _attempt(bench: _Bench, nodes: Sequence[str], levels: Sequence[int], taken_b
     row = {
         "taken_back": taken_back,
         "levels": list(levels),
-        "policy": sha256(place / "bundle" / "policy.onnx"),
+        "policy": _network_hash(place / "bundle"),
         "size_bytes": size,
         "ms": ms,
         "mean_error": error,
@@ -349,6 +349,11 @@ def _attempt(bench: _Bench, nodes: Sequence[str], levels: Sequence[int], taken_b
     }
     write_json(place / "row.json", row)
     return row
+
+
+def _network_hash(bundle: Path) -> str:
+    files = read_manifest(bundle).files
+    return "".join(files[name].sha256 for name in ("policy.onnx", CONDITION_NAME) if name in files)
 
 
 def _judge(bench: _Bench, place: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from actlet.errors import QuantizationError
 from actlet.rounding import INT4_BLOCK, INT4_MIN_WEIGHTS, MIN_CHANNELS
 from quantize.block_rounding import BLOCKS, Method, blocks_of, gptq, make_grid
 from quantize.frames import Frames
-from quantize.graph import Graph, channel_axis
+from quantize.graph import Graph, channel_axis, weight_value
 from quantize.input_products import input_products
 
 __all__ = ["OPSET", "WeightConfig", "pack", "packed_nodes", "products_for", "quantize_weights", "require_stored", "will_be_packed"]
@@ -146,7 +146,7 @@ def packed_nodes(model: onnx.ModelProto, bits: int) -> set[str]:
     makers = {output: node for node in graph.nodes for output in node.output}
     found = set()
     for node in graph.nodes:
-        value = node.input[3] if node.op_type == "QLinearConv" else node.input[1] if len(node.input) > 1 else ""
+        value = weight_value(node, makers)
         if value in makers and makers[value].op_type == "DequantizeLinear":
             value = makers[value].input[0]
         unpacked = False

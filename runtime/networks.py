@@ -15,7 +15,9 @@ from actlet.errors import BundleError
 from actlet.manifest import TextEncoderInfo
 from actlet.specs import PolicySpec
 from runtime.golden import Golden
+from runtime.network_check import check_network
 from runtime.ort_backend import OrtModel, SessionConfig, Signature
+from runtime.policy_network import PolicyNetwork
 from runtime.wordpiece import WordPiece
 
 __all__ = ["Networks"]
@@ -26,6 +28,7 @@ class Networks:
 
     Args:
         policy: Content of policy.onnx.
+        condition: Content of condition.onnx, if there is one.
         instruction: Content of instruction.onnx.
         tokenizer: Content of tokenizer.json.
         spec: What the policy is said to take and give; the network's inputs and outputs must agree.
@@ -33,13 +36,15 @@ class Networks:
         config: Threads and providers.
 
     Raises:
-        BundleError: A file cannot be loaded, or its inputs and outputs are others than the specification says.
+        BundleError: A file holds what a bundle's network may not hold (`runtime.network_check`), cannot be loaded, or its inputs and outputs are others
+            than the specification says.
     """
 
     def __init__(
         self,
         *,
         policy: bytes,
+        condition: bytes | None = None,
         instruction: bytes,
         tokenizer: bytes,
         spec: PolicySpec,
@@ -47,9 +52,12 @@ class Networks:
         config: SessionConfig | None = None,
     ) -> None:
         self.spec = spec
+        for name, content in (("policy.onnx", policy), ("condition.onnx", condition), ("instruction.onnx", instruction)):
+            if content is not None:
+                check_network(content, name)
         self._tokenizer = WordPiece(tokenizer, max_tokens=text_encoder.max_tokens)
         self._instruction = OrtModel(instruction, config=config, where="instruction.onnx")
-        self._policy = OrtModel(policy, config=config, where="policy.onnx")
+        self._policy = PolicyNetwork(policy, condition, config=config)
         tokens = (1, text_encoder.max_tokens)
         inputs: Signature = {"input_ids": ("int64", tokens), "attention_mask": ("int64", tokens)}
         _require_signature(self._instruction.inputs, inputs, "instruction.onnx takes")

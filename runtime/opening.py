@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from actlet.errors import CallerError
+from actlet.errors import BundleError, CallerError
 from actlet.manifest import MANIFEST_NAME
 from actlet.protocols import Policy
 from actlet.storage import read_json
@@ -78,10 +78,17 @@ def open_policy(path: str | Path, threads: int = 1) -> Policy:
     kind = kind_of(path)
     if kind == "bundle":
         from runtime.policy import BundlePolicy
+        from runtime.trial import try_bundle
 
-        return BundlePolicy(path, threads=threads)
+        name = try_bundle(path, threads=threads)
+        policy = BundlePolicy(path, threads=threads)
+        if policy.bundle.hash != name:
+            raise BundleError(
+                f"bundle {path}: was exchanged while it was opened ({name[:12]} before, {policy.bundle.hash[:12]} now): it is refused."
+            )
+        return policy
     module, function = (_CHECKPOINTS | _FILES)[kind]
     if kind in _CHECKPOINTS:
         importlib.import_module("torch").set_num_threads(threads)
-    policy: Policy = getattr(importlib.import_module(module), function)(path)
-    return policy
+    opened: Policy = getattr(importlib.import_module(module), function)(path)
+    return opened

@@ -27,7 +27,14 @@ __all__ = ["OrtModel", "SessionConfig", "Signature"]
 Signature = dict[str, tuple[str, tuple[int, ...]]]
 """Name -> (numpy dtype name, fixed shape) of a network's inputs or outputs."""
 
-_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}
 _ERRORS_ONLY = 3  # ONNX Runtime's severity: what is worth knowing is checked here and raised.
 
 
@@ -122,16 +129,22 @@ class OrtModel:
             BundleError: Another set of inputs, or one of another type or shape.
             RobotFault: ONNX Runtime failed while it ran.
         """
-        got = {name: (str(array.dtype), array.shape) for name, array in feeds.items()}
-        if got != self.inputs:
-            raise BundleError(f"{self.where}: fed with {got}, expected {self.inputs}.")
+        if len(feeds) != len(self._in):
+            raise self._unlike(feeds)
         for name, array in feeds.items():
-            np.copyto(self._in[name], array)
+            bound = self._in.get(name)
+            if bound is None or array.dtype != bound.dtype or array.shape != bound.shape:
+                raise self._unlike(feeds)
+            np.copyto(bound, array)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
             raise RobotFault(f"{self.where}: inference failed ({_first_line(error)}).") from error
         return {name: array.copy() for name, array in self._out.items()}
+
+    def _unlike(self, feeds: Mapping[str, NDArray[Any]]) -> BundleError:
+        got = {name: (str(array.dtype), array.shape) for name, array in feeds.items()}
+        return BundleError(f"{self.where}: fed with {got}, expected {self.inputs}.")
 
     def end_profile(self) -> Path:
         """Where ONNX Runtime wrote its profile (a list of events as JSON); of a network with `SessionConfig.profile`, once."""

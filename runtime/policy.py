@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlet.errors import BundleError, RobotFault
-from actlet.manifest import Manifest
+from actlet.manifest import CONDITION_NAME, Manifest
 from actlet.protocols import ActionChunk, Observation, committed_rows
 from runtime.bundle import Bundle, load_bundle
 from runtime.golden import Golden
@@ -45,6 +45,7 @@ class BundlePolicy:
         self.spec = manifest.spec
         self.networks = Networks(
             policy=self.bundle.read("policy.onnx"),
+            condition=self.bundle.read(CONDITION_NAME) if CONDITION_NAME in manifest.files else None,
             instruction=self.bundle.read("instruction.onnx"),
             tokenizer=self.bundle.read("tokenizer.json"),
             spec=manifest.spec,

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from actlet.errors import ActletError, CallerError, SpecError
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
-from benchmarks.arithmetic import count_graph
+from benchmarks.arithmetic import count_bundle, count_graph
 from benchmarks.latency import LatencyConfig, measure_by_turns, measure_latency, peak_memory_bytes
 from benchmarks.policies import Contender, Sample, parse_contenders, samples_for
 
@@ -120,7 +120,7 @@ def test_the_graph_of_a_student_has_the_parameters_of_the_student(tiny_checkpoin
 
     student = load_student(tiny_checkpoint)
     kept = student.parameter_count - sum(weight.numel() for weight in student.waypoints.parameters())
-    assert count_graph(tiny_float_bundle / "policy.onnx").parameters == pytest.approx(kept, rel=0.05)
+    assert count_bundle(tiny_float_bundle).parameters == pytest.approx(kept, rel=0.05)
 
 
 def test_contenders_have_names(tiny_bundle: Path) -> None:

@@ -21,11 +21,13 @@ from distill.fit import FitConfig, fit
 from distill.student import Student, StudentConfig, load_student
 from distill.student_batches import StudentInTraining
 from export.to_onnx import student_to_onnx
+from quantize.condition import graph_of
 from quantize.film import stack_film
 from quantize.frames import Frames
 from quantize.graph import Graph
 from quantize.int8 import Int8Config, quantize_int8, will_be_int8
 from quantize.weights import quantize_weights, will_be_packed
+from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel
 
 CONFIG = StudentConfig(image_px=16, channels=(16, 32), blocks=(1, 2), condition_dim=32, squeeze_channels=8, features=64, token_rank=16)
@@ -149,7 +151,7 @@ def test_training_hears_what_the_bundle_will_say(
 ) -> None:
     """The fake-quantized student lies nearer to the bundle than the float one does: int4 up to the halves of its float weights, int8 up to
     operators that ONNX Runtime fuses. An unrelated rounding of the same size would lie 1.4 times as far away."""
-    student, model = load_student(tiny_checkpoint), onnx.load(tiny_float_bundle / "policy.onnx")
+    student, model = load_student(tiny_checkpoint), graph_of(load_bundle(tiny_float_bundle))
     small = quantize_int8(model, tiny_frames, Int8Config(rule="minmax")) if precision == "int8" else quantize_weights(model)
     bundle = _answers(small, tiny_frames)
     quantizer = FakeQuantizer(student, precision, begin=10)

@@ -23,8 +23,10 @@ from episodes.collect import collect
 from episodes.tabletop import ACTION_SPEC, CAMERAS, STATE_NAMES, STATE_UNITS
 from export import to_bundle
 from export.to_onnx import operators
+from quantize.condition import graph_of
 from quantize.quantize_bundle import quantize_bundle
 from quantize.schemes import scheme
+from runtime.bundle import load_bundle
 from runtime.policy import BundlePolicy
 
 SUITE = "point_reach:make_suite"
@@ -147,7 +149,7 @@ def test_every_size_trains_exports_and_quantizes(
         ).out
     observation, instruction = point_reach.PointReach("red").reset(0)
     for precision, known in (("float", FLOAT), ("int8", INT8), ("int4", INT4)):
-        model = onnx.load(bundles[precision] / "policy.onnx")
+        model = graph_of(load_bundle(bundles[precision]))
         assert set(operators(model)) - known == set(), precision
         assert {opset.domain for opset in model.opset_import} == {""}
         assert BundlePolicy(bundles[precision]).predict([observation], [instruction])[0].actions.shape == (8, 4)

@@ -21,6 +21,8 @@ from export import parity, to_bundle
 from export.samples import load_samples
 from export.to_bundle import export_student
 from export.to_onnx import operators, student_to_onnx
+from quantize.condition import graph_of, network_files
+from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel
 from runtime.policy import BundlePolicy
 
@@ -93,30 +95,30 @@ def test_the_manifest_says_where_it_comes_from(tiny_checkpoint: Path, tiny_float
     assert len(manifest.lineage.checkpoint) == 64
     assert (manifest.lineage.dataset, manifest.lineage.seeds) == ("d" * 64, {"train": 5})
     assert {"torch", "onnx", "onnxruntime"} <= set(manifest.lineage.versions)
-    graph = onnx.load(tiny_float_bundle / "policy.onnx").graph
+    graph = graph_of(load_bundle(tiny_float_bundle)).graph
     stored = {constant.name for constant in graph.initializer}
     names = [node.name for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul") and stored & set(node.input)]
-    assert [node.name for node in manifest.nodes] == names
+    assert sorted(node.name for node in manifest.nodes) == sorted(names)
     assert {(node.asked, node.executed) for node in manifest.nodes} == {("float32", "float32")}
     assert "trunks.0.blocks.1.convolution" in names
 
 
 def test_nothing_of_this_machine_is_inside(tiny_float_bundle: Path) -> None:
     """No paths, no stack traces: the graph's bytes name no folder."""
-    content = (tiny_float_bundle / "policy.onnx").read_bytes() + (tiny_float_bundle / "instruction.onnx").read_bytes()
+    content = b"".join(path.read_bytes() for path in sorted(tiny_float_bundle.glob("*.onnx")))
     for word in (b"site-packages", b"/home", b".py", str(Path.cwd()).encode()):
         assert word not in content
 
 
 def test_export_gives_the_same_bytes_twice(tiny_checkpoint: Path, tiny_float_bundle: Path) -> None:
-    """The same checkpoint is the same policy.onnx."""
-    again = student_to_onnx(load_student(tiny_checkpoint)).SerializeToString(deterministic=True)
-    assert again == (tiny_float_bundle / "policy.onnx").read_bytes()
+    """The same checkpoint is the same policy.onnx and condition.onnx."""
+    again = network_files(student_to_onnx(load_student(tiny_checkpoint)))
+    assert again == {name: (tiny_float_bundle / name).read_bytes() for name in ("policy.onnx", "condition.onnx")}
 
 
 def test_only_plain_operators_with_fixed_shapes(tiny_float_bundle: Path) -> None:
     """Opset 18, one domain, normalisation folded away, and every input and output of known size."""
-    model = onnx.load(tiny_float_bundle / "policy.onnx")
+    model = graph_of(load_bundle(tiny_float_bundle))
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
     assert not {"BatchNormalization", "Loop", "If", "Resize", "Einsum"} & set(operators(model))
     for value in (*model.graph.input, *model.graph.output):
@@ -141,7 +143,7 @@ def test_a_network_that_differs_is_not_exported(
     """One changed weight in the graph: an error that names output and place, and no folder."""
 
     def wrong(student: object) -> onnx.ModelProto:
-        model = onnx.load(tiny_float_bundle / "policy.onnx")
+        model = graph_of(load_bundle(tiny_float_bundle))
         bias = next(c for c in model.graph.initializer if c.name == "queries.bias")
         changed = onnx.numpy_helper.to_array(bias) + 0.05 * np.arange(bias.dims[0], dtype=np.float32) / bias.dims[0]
         bias.CopyFrom(onnx.numpy_helper.from_array(changed.astype(np.float32), bias.name))

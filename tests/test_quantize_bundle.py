@@ -15,12 +15,12 @@ from actlet.manifest import manifest_hash, read_manifest
 from actlet.protocols import Observation
 from episodes.episode import Episode
 from episodes.lerobot_dataset import DatasetWriter
+from quantize.condition import graph_of, network_of
 from quantize.frames import Frames, frames_of_dataset, frames_of_golden
 from quantize.output_error import compare_latency, compare_outputs
 from quantize.quantize_bundle import quantize_bundle
 from quantize.schemes import scheme
 from runtime.bundle import load_bundle
-from runtime.ort_backend import OrtModel
 from runtime.policy import BundlePolicy
 
 
@@ -69,14 +69,14 @@ def test_the_child_knows_its_parent(tiny_float_bundle: Path, int8_bundle: Path) 
     assert (child.spec, child.precision, child.lineage.checkpoint) == (parent.spec, "int8", parent.lineage.checkpoint)
     for name in ("instruction.onnx", "tokenizer.json"):
         assert child.files[name] == parent.files[name]
-    assert child.files["policy.onnx"].size_bytes < 0.6 * parent.files["policy.onnx"].size_bytes  # Tiny: names are a fifth of the file.
+    assert child.network_bytes < 0.6 * parent.network_bytes  # Tiny: names are a fifth of the file.
     assert any(node.asked == node.executed == "int8" for node in child.nodes)
 
 
 def test_golden_answers_are_the_childs_own(tiny_float_bundle: Path, int8_bundle: Path) -> None:
     """Replaying them is exact, and they differ from the parent's; no question is on the edge of a flag."""
     bundle = load_bundle(int8_bundle)
-    network = OrtModel(bundle.read("policy.onnx"))
+    network = network_of(graph_of(bundle))
     frames = frames_of_golden(bundle.golden)
     for row in range(len(frames)):
         np.testing.assert_array_equal(network.run(frames.feeds(row))["actions"][0], bundle.golden.actions[row])
@@ -178,7 +178,7 @@ def test_a_failed_quantization_leaves_nothing_and_keeps_what_was(
 def test_a_network_differs_from_itself_by_nothing(tiny_float_bundle: Path) -> None:
     """The measures of error at their zero, and a latency that is there."""
     bundle = load_bundle(tiny_float_bundle)
-    network, frames = OrtModel(bundle.read("policy.onnx")), frames_of_golden(bundle.golden)
+    network, frames = network_of(graph_of(bundle)), frames_of_golden(bundle.golden)
     error = compare_outputs(network, network, frames, bundle.manifest.spec, bundle.manifest.tokenizer)
     assert (error.mean, error.largest, error.flags_changed, error.confidence, error.sqnr_db) == (0, 0, 0, 0, 200)
     latency = compare_latency(network, network, frames, runs=5)

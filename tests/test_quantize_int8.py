@@ -8,15 +8,18 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from actlet.errors import QuantizationError, UnknownNameError
 from actlet.manifest import Manifest
 from quantize.audit import audit
 from quantize.calibration import Histogram, observe, value_range
-from quantize.camera_input import CameraInput, find_camera_inputs
+from quantize.camera_input import CameraInput, find_camera_inputs, group_columns
+from quantize.condition import graph_of
 from quantize.film import stack_film
 from quantize.frames import Frames
 from quantize.graph import Graph
@@ -30,7 +33,7 @@ DIALECTS: tuple[Literal["cpu", "portable"], ...] = ("cpu", "portable")
 
 @pytest.fixture(scope="module")
 def model(tiny_float_bundle: Path) -> onnx.ModelProto:
-    return onnx.load(tiny_float_bundle / "policy.onnx")
+    return graph_of(load_bundle(tiny_float_bundle))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_a_cameras_first_convolution_reads_its_bytes(model: onnx.ModelProto, fra
         node = next(node for node in quantized.nodes if node.name == name)
         assert node.op_type == "QLinearConv"
         assert node.input[0] == camera.frame
-        assert quantized.constant(node.input[3]).shape[2:] == (6, 6)
+        assert quantized.constant(node.input[3]).shape == (16, 12, 6, 2)  # Filters of 6 x 6 pixels, in two groups of four.
     assert not any(node.op_type == "AveragePool" for node in quantized.nodes)
 
 
@@ -98,6 +101,33 @@ def test_a_convolution_of_pooled_pixels_is_one_of_larger_filters(seed: int, pool
     expected = (weight * (pooled * camera.gain - camera.offset)).sum((1, 2, 3)) + bias
     got = (camera.weight(weight) * camera.gain * (pixels - camera.zero)).sum((1, 2, 3)) + camera.bias(bias, weight)
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([4, 8]), st.integers(1, 9), st.integers(0, 5), st.integers(0, 5), st.integers(2, 6))
+def test_pixels_in_groups_give_the_same_sums(seed: int, stride: int, kernel: int, left: int, right: int, groups: int) -> None:
+    """Filters of any width and padding, on single pixels and on groups of a stride's width."""
+    rng = np.random.default_rng(seed)
+    width = groups * stride
+    if width + left + right < kernel:
+        return
+    columns = group_columns((1, 3, width, 3), kernel=kernel, stride=stride, pads=(left, right))
+    weight, pixels = rng.normal(size=(2, 3, 3, kernel)).astype(np.float32), rng.normal(size=(1, 3, width, 3)).astype(np.float32)
+    with torch.no_grad():
+        padded = nn.functional.pad(torch.from_numpy(pixels).permute(0, 3, 1, 2), (left, right))
+        expected = nn.functional.conv2d(padded, torch.from_numpy(weight), stride=(1, stride))
+        if columns is None:
+            assert expected.shape[3] < groups  # The last filter ends before the last group.
+            return
+        grouped = torch.from_numpy(pixels.reshape(columns.shape)).permute(0, 3, 1, 2)
+        got = nn.functional.conv2d(nn.functional.pad(grouped, (columns.before, columns.behind)), torch.from_numpy(columns.weight(weight)))
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_rows_that_groups_do_not_divide_stay_pixels() -> None:
+    """And so do groups that are no fours of channels."""
+    for width, stride in ((126, 4), (128, 2), (126, 6)):
+        assert group_columns((1, 8, width, 3), kernel=6, stride=stride, pads=(2, 2)) is None
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

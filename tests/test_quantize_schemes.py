@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from actlet.errors import QuantizationError, UnknownNameError
 from actlet.manifest import NodePrecision, manifest_hash, read_manifest
 from quantize.audit import audit, executed_operators, node_seconds, with_time_shares
+from quantize.condition import graph_of, split_condition
 from quantize.dynamic import DynamicConfig, quantize_dynamic
 from quantize.frames import Frames
 from quantize.int8 import Int8Config, int8_nodes, quantize_int8
@@ -31,7 +32,7 @@ LEAST_DB = {"int8": 22, "int8-dynamic": 25, "int8-weights": 30, "int4": 10, "int
 
 @pytest.fixture(scope="module")
 def model(tiny_float_bundle: Path) -> onnx.ModelProto:
-    return onnx.load(tiny_float_bundle / "policy.onnx")
+    return graph_of(load_bundle(tiny_float_bundle))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -50,7 +51,7 @@ def test_every_precision_makes_a_bundle(precision: str, tiny_float_bundle: Path,
     low = {node.asked for node in manifest.nodes} - {"float32", "float16"}
     assert low == (set() if precision == "float16" else {precision.split("-")[0]})
     integers = {node.name for node in manifest.nodes if node.executed == "int8"}
-    assert integers == set(scheme(precision).integer_nodes(onnx.load(tiny_float_bundle / "policy.onnx")))
+    assert integers == set(scheme(precision).integer_nodes(graph_of(load_bundle(tiny_float_bundle))))
     shares = [node.time_share for node in manifest.nodes]
     assert all(share is not None and share >= 0 for share in shares)
     assert 0 < sum(filter(None, shares)) <= 1
@@ -154,13 +155,17 @@ def test_dynamic_int8_is_int8(model: onnx.ModelProto, tiny_frames: Frames, tiny_
 
 
 def test_shares_of_the_time_are_of_all_operators(model: onnx.ModelProto, tiny_frames: Frames) -> None:
-    """Nodes with weights are found in the profile under their own names; the rest is counted too."""
+    """Nodes with weights are found in the profile under their own names, those that run once per instruction apart; the rest is counted too."""
     nodes = audit(model)
+    policy, condition = split_condition(model)
+    assert condition is not None
     seconds = node_seconds(model, tiny_frames, runs=5)
     assert seconds[""] > 0
-    assert {node.name for node in nodes} <= set(seconds)
-    shares = [node.time_share for node in with_time_shares(nodes, {**dict.fromkeys(seconds, 1.0)})]
-    assert shares == [round(1 / len(seconds), 4)] * len(nodes)
+    every_time = {node.name for node in policy.graph.node}
+    assert {node.name for node in nodes} & every_time <= set(seconds)
+    assert not {node.name for node in condition.graph.node} & set(seconds)
+    shares = {node.name: node.time_share for node in with_time_shares(nodes, dict.fromkeys(seconds, 1.0))}
+    assert shares == {node.name: round(1 / len(seconds), 4) if node.name in every_time else 0.0 for node in nodes}
 
 
 def test_int8_that_gains_nothing_is_refused() -> None:

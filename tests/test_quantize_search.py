@@ -42,7 +42,7 @@ def judged(accept: Any, calls: list[int]) -> Any:
     """A judge that looks at the size of the proposal alone."""
 
     def judge(bench: Any, place: Path) -> dict[str, Any]:
-        size = (place / "bundle" / "policy.onnx").stat().st_size
+        size = read_manifest(place / "bundle").network_bytes
         calls.append(size)
         accepted = bool(accept(size))
         found = paired_rates([accepted] * 4, [True] * 4)
@@ -60,7 +60,7 @@ def test_the_smallest_that_behaves_is_written(made: tuple[Path, Path], tmp_path:
     accepted = [row for row in found.tried if row["accepted"]]
     assert accepted
     assert not found.tried[0]["accepted"]
-    assert (tmp_path / "out" / "policy.onnx").stat().st_size == min(row["size_bytes"] for row in accepted) > 1.05 * calls[0]
+    assert read_manifest(tmp_path / "out").network_bytes == min(row["size_bytes"] for row in accepted) > 1.05 * calls[0]
     taken = {row["taken_back"]: row["accepted"] for row in found.tried}
     least = min(count for count, good in taken.items() if good)
     assert taken[least - 1] is False  # Neighbours: nothing is left to try in between.
@@ -152,7 +152,7 @@ def test_between_what_is_worse_and_what_is_too_large_there_is_a_search(
     calls.clear()
     tight = dataclasses.replace(CONFIG, budget_mb=(least["size_bytes"] + 1) / 1e6)
     found = search(parent, tmp_path / "tight", data, tight)
-    assert (tmp_path / "tight" / "policy.onnx").stat().st_size == least["size_bytes"]
+    assert read_manifest(tmp_path / "tight").network_bytes == least["size_bytes"]
     assert all(row["size_bytes"] <= 1e6 * tight.budget_mb for row in found.tried if row["judgement"] is not None)
 
 

@@ -18,6 +18,7 @@ from distill.student import Student
 from distill.text_encoder import EMBEDDING_DIM
 from export.to_onnx import student_to_onnx
 from quantize.audit import audit, executed_operators
+from quantize.condition import graph_of
 from quantize.frames import Frames
 from quantize.int8 import quantize_int8
 from quantize.output_error import compare_outputs
@@ -49,7 +50,7 @@ def test_the_network_uses_exactly_the_rounded_weights(shape: tuple[int, int]) ->
 
 def test_weights_are_unpacked_at_load_not_at_every_step(tiny_float_bundle: Path) -> None:
     """The graph that runs has float's operators and no more: nothing of the unpacking is left in it."""
-    model = onnx.load(tiny_float_bundle / "policy.onnx")
+    model = graph_of(load_bundle(tiny_float_bundle))
 
     def operators(network: onnx.ModelProto) -> list[str]:
         return sorted(op for _, op in executed_operators(network))
@@ -59,7 +60,7 @@ def test_weights_are_unpacked_at_load_not_at_every_step(tiny_float_bundle: Path)
 
 def test_every_asked_node_is_stored_as_int4(tiny_float_bundle: Path) -> None:
     """Convolutions, products and FiLM; executed in float, which the audit says."""
-    model = onnx.load(tiny_float_bundle / "policy.onnx")
+    model = graph_of(load_bundle(tiny_float_bundle))
     asked = will_be_packed(model)
     quantized = quantize_weights(model, config=WeightConfig(exclude=("queries",)))
     nodes = audit(quantized, dict.fromkeys(packed_nodes(quantized, 4), "int4"))
@@ -71,7 +72,7 @@ def test_every_asked_node_is_stored_as_int4(tiny_float_bundle: Path) -> None:
 def test_int4_answers_stay_near(tiny_float_bundle: Path, tiny_frames: Frames) -> None:
     """Above 10 dB on the untrained tiny student, where four bits cost the most."""
     bundle = load_bundle(tiny_float_bundle)
-    model = onnx.load(tiny_float_bundle / "policy.onnx")
+    model = graph_of(load_bundle(tiny_float_bundle))
     networks = [OrtModel(network.SerializeToString()) for network in (model, quantize_weights(model))]
     manifest = bundle.manifest
     error = compare_outputs(networks[0], networks[1], tiny_frames, manifest.spec, manifest.tokenizer)
@@ -80,7 +81,7 @@ def test_int4_answers_stay_near(tiny_float_bundle: Path, tiny_frames: Frames) ->
 
 def test_impossible_requests_are_errors(tiny_float_bundle: Path) -> None:
     """Nothing left to quantize, or a node that does not exist."""
-    model = onnx.load(tiny_float_bundle / "policy.onnx")
+    model = graph_of(load_bundle(tiny_float_bundle))
     with pytest.raises(QuantizationError, match=r"nothing to quantize: of .* Exclude fewer"):
         quantize_weights(model, config=WeightConfig(min_weights=10**9))
     with pytest.raises(UnknownNameError, match=r"unknown node with weights 'querys'. Did you mean 'queries'"):
