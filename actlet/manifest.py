@@ -9,6 +9,7 @@ A bundle is one folder::
     tokenizer.json     text -> token ids
     golden.npz         recorded inputs and outputs: the self-test at load
     certificate.json   (optional) closed-loop evidence against the parent bundle
+    signature.json     (optional) who stands for this manifest, not listed
     engines/           (optional) device-specific engines, not listed
 
 The manifest knows nothing of ONNX or numpy files; `runtime.bundle` checks a folder against it. A bundle is named by the
@@ -34,6 +35,7 @@ __all__ = [
     "MANIFEST_NAME",
     "REQUIRED_FILES",
     "SCHEMA_VERSION",
+    "SIGNATURE_NAME",
     "FileRecord",
     "GoldenTolerance",
     "Lineage",
@@ -52,6 +54,8 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 CERTIFICATE_NAME = "certificate.json"
 CONDITION_NAME = "condition.onnx"
+SIGNATURE_NAME = "signature.json"
+_UNLISTED = (MANIFEST_NAME, SIGNATURE_NAME, "engines")
 REQUIRED_FILES = ("policy.onnx", "instruction.onnx", "tokenizer.json", "golden.npz")
 MAX_MANIFEST_BYTES = 8 << 20  # A node entry takes about 150 bytes, so this is room for 50,000 nodes.
 
@@ -163,7 +167,7 @@ class Manifest(PlainJson):
     nodes: tuple[NodePrecision, ...]
     text_encoder: TextEncoderInfo
     files: dict[str, FileRecord]
-    """File name -> record, without manifest.json and engines/."""
+    """File name -> record, without manifest.json, signature.json and engines/."""
     lineage: Lineage
     golden_tolerance: GoldenTolerance
     made_for: tuple[Runtime, ...] = ("onnxruntime",)
@@ -216,20 +220,20 @@ def check_file_name(name: str) -> None:
     Raises:
         SpecError: The name is not a plain file name of letters, digits, dot, dash and underscore.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", name) or name in (MANIFEST_NAME, "engines"):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", name) or name in _UNLISTED:
         raise SpecError(
             f"manifest: file name {name!r}: expected a plain name inside the folder (letters, digits, '.', '_', '-'; no path separators), "
-            f"other than {MANIFEST_NAME!r} and 'engines'."
+            f"other than {list(_UNLISTED)}."
         )
 
 
 def record_files(folder: str | Path) -> dict[str, FileRecord]:
-    """The `files` of a manifest: every file in the folder, except manifest.json and engines/, sorted by name.
+    """The `files` of a manifest: every file in the folder, except manifest.json, signature.json and engines/, sorted by name.
 
     Raises:
         BundleError: A folder other than engines/ inside it.
     """
-    paths = sorted(path for path in Path(folder).iterdir() if path.name not in (MANIFEST_NAME, "engines"))
+    paths = sorted(path for path in Path(folder).iterdir() if path.name not in _UNLISTED)
     for path in paths:
         if path.is_symlink() or not path.is_file():
             raise BundleError(f"{path}: a bundle holds plain files only; remove it or copy the file.")

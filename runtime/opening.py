@@ -14,6 +14,8 @@ from actlet.errors import BundleError, CallerError
 from actlet.manifest import MANIFEST_NAME
 from actlet.protocols import Policy
 from actlet.storage import read_json
+from runtime.signature import TRUSTED_KEYS_VARIABLE, keys_to_trust, require_signature
+from runtime.trial import try_bundle
 
 __all__ = ["is_remote", "kind_of", "open_policy"]
 
@@ -60,35 +62,46 @@ def kind_of(path: str | Path) -> str:
     return str(kind)
 
 
-def open_policy(path: str | Path, threads: int = 1) -> Policy:
+def open_policy(path: str | Path, threads: int = 1, *, trusted_keys: str | Path | None = None) -> Policy:
     """Open a policy for inference.
+
+    A bundle is first opened in a process of its own (`runtime.trial`), and where keys are trusted it must be signed with one of them.
 
     Args:
         path: The folder of a bundle, a student or a teacher, the URL of an openpi server, or the file of a `runtime.rest_policy`.
         threads: Threads of one prediction on this machine's processor.
+        trusted_keys: A public key, or a folder of them (`runtime.signature`); None for what ACTLET_TRUSTED_KEYS says, if it says anything.
 
     Raises:
         CallerError: The folder holds none of them, or what it holds is not sound.
         RemoteError: The server cannot be reached.
     """
-    if is_remote(path):
+    keys = keys_to_trust(trusted_keys)
+    kind = "server" if is_remote(path) else kind_of(path)
+    if keys is not None and kind != "bundle":
+        raise CallerError(
+            f"policy {path}: is a {kind}, and this robot only opens bundles that are signed ({keys}): give one, or take back the trusted keys "
+            f"(--trusted-keys, {TRUSTED_KEYS_VARIABLE})."
+        )
+    if kind == "server":
         from runtime.remote_policy import RemotePolicy
 
         return RemotePolicy(str(path))
-    kind = kind_of(path)
     if kind == "bundle":
-        from runtime.policy import BundlePolicy
-        from runtime.trial import try_bundle
-
-        name = try_bundle(path, threads=threads)
-        policy = BundlePolicy(path, threads=threads)
-        if policy.bundle.hash != name:
-            raise BundleError(
-                f"bundle {path}: was exchanged while it was opened ({name[:12]} before, {policy.bundle.hash[:12]} now): it is refused."
-            )
-        return policy
+        return _open_bundle(path, threads, keys)
     module, function = (_CHECKPOINTS | _FILES)[kind]
     if kind in _CHECKPOINTS:
         importlib.import_module("torch").set_num_threads(threads)
     opened: Policy = getattr(importlib.import_module(module), function)(path)
     return opened
+
+
+def _open_bundle(path: str | Path, threads: int, keys: Path | None) -> Policy:
+    from runtime.policy import BundlePolicy
+
+    names = [require_signature(path, keys)] if keys is not None else []
+    names.append(try_bundle(path, threads=threads))
+    policy = BundlePolicy(path, threads=threads)
+    if set(names) != {policy.bundle.hash}:
+        raise BundleError(f"bundle {path}: was exchanged while it was opened ({[*names, policy.bundle.hash]}): it is refused.")
+    return policy

@@ -43,6 +43,7 @@ from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
 from runtime.loop_statistics import LoopStatistics
 from runtime.opening import open_policy
+from runtime.signature import TRUSTED_KEYS_HELP
 
 __all__ = ["SIMULATED_ROBOT", "add_arguments", "make_robot", "run", "run_policy"]
 
@@ -150,6 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as-fast-as-possible", action="store_false", dest="realtime", default=None, help="do not wait (default for the simulated arm)"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of inference (default: 1)")
+    parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
     parser.add_argument("--schedule", choices=("newest", "receding"), default="newest", help="which chunk is used (default: newest)")
     parser.add_argument(
         "--blend-steps", type=int, default=2, help="most steps of cross-fade between chunks that follow each other slowly (default: 2)"
@@ -165,7 +167,8 @@ examples:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `run`."""
-    policy = open_policy(arguments.policy, arguments.threads)  # First: a wrong path should not take a simulator's start to be seen.
+    # First: a wrong path should not take a simulator's start to be seen.
+    policy = open_policy(arguments.policy, arguments.threads, trusted_keys=arguments.trusted_keys)
     robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed)
     status = _StatusLine(robot, arguments.instruction, arguments.steps)
     result = run_policy(

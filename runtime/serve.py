@@ -38,6 +38,7 @@ from actlet.protocols import ActionChunk, Policy
 from runtime.opening import open_policy
 from runtime.question_batches import Question, answer_together, describe_teacher
 from runtime.remote_policy import METADATA_KEY
+from runtime.signature import TRUSTED_KEYS_HELP
 from runtime.wires.openpi import DISTRIBUTION_KEY, ObservationKeys, pack, unpack
 
 __all__ = ["PolicyServer", "ServerConfig", "add_arguments", "run"]
@@ -263,6 +264,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--largest-batch", type=int, default=defaults.largest_batch, help=f"questions answered at once (default: {defaults.largest_batch})"
     )
     parser.add_argument("--connections", type=int, default=defaults.connections, help=f"robots at once (default: {defaults.connections})")
+    parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
     parser.add_argument("--threads", type=int, default=1, help="threads of the policy (default: 1)")
     parser.add_argument(
         "--wire", choices=("openpi", "act"), default="openpi", help="openpi's websocket, or OpenVLA's POST /act (default: openpi)"
@@ -286,8 +288,8 @@ def run(arguments: argparse.Namespace) -> int:
     teachers = importlib.import_module("distill")
     folder = teachers.teacher_folder(arguments.policy or teachers.SHIPPED)
     if arguments.wire == "act":
-        return _serve_rest(open_policy(folder, arguments.threads), config, str(folder))
-    server = PolicyServer(open_policy(folder, arguments.threads), config)
+        return _serve_rest(open_policy(folder, arguments.threads, trusted_keys=arguments.trusted_keys), config, str(folder))
+    server = PolicyServer(open_policy(folder, arguments.threads, trusted_keys=arguments.trusted_keys), config)
     return asyncio.run(_serve_until_signalled(server, str(folder)))
 
 

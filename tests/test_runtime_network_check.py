@@ -224,6 +224,6 @@ def test_too_little_memory_is_an_error(tiny_bundle: Path) -> None:
 
 def test_a_bundle_exchanged_in_between_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was tried is what is opened."""
-    monkeypatch.setattr("runtime.trial.try_bundle", lambda path, threads: "0" * 64)
+    monkeypatch.setattr("runtime.opening.try_bundle", lambda path, threads: "0" * 64)
     with pytest.raises(BundleError, match="was exchanged while it was opened"):
         open_policy(tiny_bundle)
