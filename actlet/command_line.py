@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "show what a smaller bundle costs in behaviour, on paired episodes, and write it into the bundle",
     ),
     "verify": ("quantize.verify_command", "run a certified bundle again, from the bundle alone"),
+    "engine": ("export.tensorrt_engine", "build a bundle's TensorRT engine, on the device that will run it"),
     "sign": ("runtime.sign_command", "sign a bundle, so that robots open what you stand for and nothing else"),
     "run": ("runtime.run", "drive a robot, or the simulated arm, with a bundle"),
     "serve": ("runtime.serve", "answer many robots over the network with one policy, on openpi's websocket"),

@@ -1,6 +1,6 @@
-"""What a robot can trust about a bundle, in figures: damaged and hostile bundles, parity with torch, the time to open one.
+"""What a robot can trust about a bundle, in figures: damaged and hostile bundles, parity with torch, the time to open one, engines.
 
-    python -m benchmarks.export --bundle bundles/int8 --checkpoint checkpoints/student --out out/export
+    python -m benchmarks.export --checkpoint checkpoints/student --data data/table --out out/export
 
 **Damaged.** Copies of a bundle with a change at a place that is drawn at random: a bit, a cut, bytes written over, put in or taken out, files that changed places,
 values of manifest.json. Each is opened in a process of its own. It must be refused with an error that says why, or answer the recorded questions bit by
@@ -10,6 +10,7 @@ bit as before (a change of a date in the manifest harms nothing).
 a crash, an error of another kind, or an answer outside the self-test's tolerance. A robot with trusted keys refuses it by its signature (`runtime.signature`).
 
 **Parity**: the largest difference, as a share of an action's range, between torch and the bundle (`export.parity`). **Load**: seconds until a bundle is ready.
+**Engines**: whether TensorRT-RTX parses and builds each kind of graph for GPUs that need not be here; an engine is not run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,46 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from actlet.errors import ActletError, BundleError
+from actlet.errors import ActletError, BundleError, MissingLibraryError
 from actlet.manifest import MANIFEST_NAME, read_manifest, record_files, write_manifest
 from actlet.provenance import utc_now
 from actlet.storage import read_json, write_json
 from benchmarks.machine import describe_machine, describe_versions
+from export.parity import ParityReport
+from export.tensorrt_engine import EngineOptions, load_library, serialize_engine
+from export.to_bundle import export_student
+from quantize.quantize_bundle import quantize_bundle
+from quantize.schemes import scheme
+from runtime.bundle import load_bundle
 from runtime.golden import Golden
 from runtime.policy import BundlePolicy
 from runtime.trial import try_bundle
 
-__all__ = ["CHANGES", "damage", "main", "measure_hostile", "measure_load", "measure_parity", "outcome_of"]
+__all__ = [
+    "CHANGES",
+    "KINDS",
+    "TARGETS",
+    "damage",
+    "export_text",
+    "main",
+    "measure_engines",
+    "measure_export",
+    "measure_hostile",
+    "measure_load",
+    "outcome_of",
+    "parity_rows",
+]
 
 RESULT = "export.json"
 CHANGES = ("bit", "cut", "overwrite", "insert", "remove", "swap", "manifest value", "manifest key")
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "int8": ("int8", {}),
+    "float16": ("float16", {}),
+    "int8 portable": ("int8", {"dialect": "portable"}),
+    "float8": ("float8", {}),
+}
+"""Bundle -> precision and settings of what is made of the float bundle."""
+TARGETS = ("SM86", "SM89")
 _OF_NETWORKS = CHANGES[:5]
 _WALL_S = 60.0
 
@@ -260,14 +288,61 @@ def measure_load(bundle: Path, runs: int = 10) -> dict[str, Any]:
     return {"size_bytes": read_manifest(bundle).size_bytes, "runs": runs, **figures}
 
 
-def measure_parity(checkpoint: Path) -> list[dict[str, Any]]:
-    """Export a student anew; a row for every output: ``graph, against, max_abs`` (share of an action's range, or of 1), ``where``."""
-    from export.to_bundle import export_student
-
-    with tempfile.TemporaryDirectory() as place:
-        report = export_student(checkpoint, Path(place) / "bundle").parity
+def parity_rows(report: ParityReport) -> list[dict[str, Any]]:
+    """A row for every output: ``graph, against, max_abs`` (share of an action's range, or of 1), ``where``."""
     rows = [{"graph": worst.output, "against": "torch", "max_abs": worst.difference, "where": worst.where} for worst in report.worst]
     return [*rows, {"graph": "instruction.onnx, 1 - cosine", "against": "torch", "max_abs": 1 - report.cosine, "where": report.cosine_text}]
+
+
+def measure_engines(bundles: Mapping[str, Path], trt: Any) -> list[dict[str, Any]]:
+    """Build each bundle for each of `TARGETS` alone: ``graph, target, parsed, built, size_bytes``, and what the library said where it failed."""
+    rows = []
+    for name, bundle in bundles.items():
+        loaded = load_bundle(bundle)
+        for target in TARGETS:
+            row: dict[str, Any] = {"graph": name, "target": target, "parsed": True, "built": True, "size_bytes": None, "said": ""}
+            try:
+                row["size_bytes"] = len(serialize_engine(trt, loaded.read("policy.onnx"), EngineOptions(targets=(target,))))
+            except BundleError as error:
+                row |= {"parsed": "cannot read it" not in str(error), "built": False, "said": str(error)[:300]}
+            rows.append(row)
+    return rows
+
+
+def measure_export(out: Path, checkpoint: Path, data: Path, *, count: int, resealed: int) -> dict[str, Any]:
+    """All parts, on bundles that are made of a checkpoint.
+
+    Args:
+        out: A folder that the bundles are kept in.
+        checkpoint: A student.
+        data: A LeRobotDataset folder to calibrate with.
+        count: Damaged copies of the int8 bundle.
+        resealed: Damaged copies with right hashes.
+
+    Returns:
+        JSON types: ``about, hostile`` (`measure_hostile`), ``load_s`` (bundle -> `measure_load`), ``parity`` (`parity_rows`), ``engines`` (`measure_engines`, or None
+        where TensorRT-RTX is not installed).
+    """
+    made = multiprocessing.get_context("spawn")
+    with made.Pool(1) as other:  # In another process, so that this one stays without threads until the damaged bundles are through.
+        report = other.apply(_make_bundles, (out, checkpoint, data))
+    bundles = {name: out / name for name in ("float32", *KINDS)}
+    hostile = measure_hostile(bundles["int8"], count, resealed=resealed)
+    load = {name: measure_load(bundles[name]) for name in ("float32", "int8")}
+    try:
+        engines = measure_engines({name: path for name, path in bundles.items() if name != "int8"}, load_library("tensorrt_rtx"))
+    except MissingLibraryError as error:
+        print(error, file=sys.stderr)
+        engines = None
+    about = {"date": utc_now(), "machine": describe_machine(), "versions": describe_versions()}
+    return {"about": about, "hostile": hostile, "load_s": load, "parity": parity_rows(report), "engines": engines}
+
+
+def _make_bundles(out: Path, checkpoint: Path, data: Path) -> ParityReport:
+    report = export_student(checkpoint, out / "float32", overwrite=True).parity
+    for name, (precision, settings) in KINDS.items():
+        quantize_bundle(out / "float32", out / name, scheme=scheme(precision, **settings), data=data, allow_slower=True, overwrite=True)
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -275,33 +350,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", type=Path, required=True, help="a sound bundle to damage copies of, and to open")
-    parser.add_argument("--checkpoint", type=Path, help="a student, for parity")
-    parser.add_argument("--out", type=Path, required=True, help="the folder for the result")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a student")
+    parser.add_argument("--data", type=Path, required=True, help="a LeRobotDataset folder to calibrate with")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the bundles and the result")
     parser.add_argument("--count", type=int, default=2000, help="damaged copies (default: %(default)s)")
     parser.add_argument("--resealed", type=int, default=400, help="damaged copies with right hashes (default: %(default)s)")
     given = parser.parse_args(argv)
     try:
-        hostile = measure_hostile(given.bundle, given.count, resealed=given.resealed)  # First: see `outcome_of`.
-        document = {
-            "about": {"date": utc_now(), "machine": describe_machine(), "versions": describe_versions()},
-            "hostile": hostile,
-            "load_s": measure_load(given.bundle),
-            "parity": measure_parity(given.checkpoint) if given.checkpoint is not None else [],
-        }
-        given.out.mkdir(parents=True, exist_ok=True)
+        document = measure_export(given.out, given.checkpoint, given.data, count=given.count, resealed=given.resealed)
         write_json(given.out / RESULT, document)
     except ActletError as error:
         print(error, file=sys.stderr)
         return 2
-    for part in (document["hostile"], document["hostile"]["resealed"]):
-        print(f"{part['tried']} tried, {part['accepted']} at fault: {part['outcomes']}")
-        for fault in part["faults"][:20]:
-            print(f"  {fault}")
-    print(document["load_s"])
-    for row in document["parity"]:
-        print(f"{row['graph']:<32} {row['max_abs']:.2e} at {row['where']}")
+    print(export_text(document))
     return 0
+
+
+def export_text(document: Mapping[str, Any]) -> str:
+    """For people."""
+    lines = []
+    for name, part in (("damaged", document["hostile"]), ("resealed", document["hostile"]["resealed"])):
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in part["outcomes"].items())
+        lines.append(f"{name}: {part['tried']} tried, {part['accepted']} at fault ({outcomes})")
+        lines += [f"  {fault['what']}: {fault['outcome']} {fault['said']}" for fault in part["faults"][:20]]
+    for name, load in document["load_s"].items():
+        for how in ("opened", "tried"):
+            lines.append(
+                f"{name} ({load['size_bytes'] / 1e6:.1f} MB) {how}: {load[how]['wall_s']:.2f} s, {load[how]['cpu_s']:.2f} s of CPU"
+            )
+    lines += [f"{row['graph']:<32} {row['max_abs']:.2e} at {row['where']}" for row in document["parity"]]
+    for row in document["engines"] or []:
+        lines.append(
+            f"engine {row['graph']} for {row['target']}: "
+            + (f"{row['size_bytes'] / 1e6:.1f} MB" if row["built"] else f"none ({row['said']})")
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

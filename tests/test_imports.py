@@ -40,7 +40,19 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "export": (
         {"actlet", "distill", "runtime", "quantize"},
-        {"numpy", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime", "optimum", "transformers", "tensorrt", "tqdm"},
+        {
+            "numpy",
+            "torch",
+            "safetensors",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "optimum",
+            "transformers",
+            "tensorrt",
+            "tensorrt_rtx",
+            "tqdm",
+        },
     ),
     "quantize": ({"actlet", "episodes", "runtime"}, {"numpy", "onnx", "onnxruntime", "ml_dtypes", "tqdm"}),
     "benchmarks": (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from actlet.errors import BundleError, MissingLibraryError, ObservationError, RobotFault
@@ -146,11 +147,18 @@ def test_a_network_for_another_robot_is_refused(
 
 
 def test_bytes_that_are_not_a_network_are_refused(tiny_bundle: Path) -> None:
-    """ONNX Runtime's own errors become the declared one."""
-    (tiny_bundle / "policy.onnx").write_bytes(b"not a network")
-    _relist(tiny_bundle)
-    with pytest.raises(BundleError, match=r"policy.onnx: not a network in ONNX's format"):
-        BundlePolicy(tiny_bundle)
+    """By the check of what it is made of; and where that finds nothing, ONNX Runtime's own error becomes the declared one."""
+    reads_nothing = onnx.load_from_string((tiny_bundle / "policy.onnx").read_bytes())
+    reads_nothing.graph.node[0].input[0] = "nowhere"
+    cases = {
+        b"not a network": r"policy.onnx: not a network in ONNX's format",
+        reads_nothing.SerializeToString(): r"policy.onnx: ONNX Runtime .* cannot load it",
+    }
+    for content, message in cases.items():
+        (tiny_bundle / "policy.onnx").write_bytes(content)
+        _relist(tiny_bundle)
+        with pytest.raises(BundleError, match=message):
+            BundlePolicy(tiny_bundle)
 
 
 def test_a_provider_that_is_not_there_is_an_error(tiny_bundle: Path) -> None:
