@@ -5,7 +5,7 @@ A bundle is one folder::
     manifest.json      this document; everything below is listed in it with its SHA-256 and size
     policy.onnx        camera frames, state, what condition.onnx gives -> action chunk, confidence
     condition.onnx     (optional) instruction vector -> what policy.onnx needs of it; without it policy.onnx takes the vector, or none
-    instruction.onnx   token ids -> instruction vector
+    instruction.onnx   token ids -> instruction vector; this and the next not for a policy that reads no instruction
     tokenizer.json     text -> token ids
     golden.npz         recorded inputs and outputs: the self-test at load
     certificate.json   (optional) closed-loop evidence against the parent bundle
@@ -32,6 +32,7 @@ from actlet.storage import read_json, sha256, write_json
 __all__ = [
     "CERTIFICATE_NAME",
     "CONDITION_NAME",
+    "LANGUAGE_FILES",
     "MANIFEST_NAME",
     "REQUIRED_FILES",
     "SCHEMA_VERSION",
@@ -56,7 +57,9 @@ CERTIFICATE_NAME = "certificate.json"
 CONDITION_NAME = "condition.onnx"
 SIGNATURE_NAME = "signature.json"
 _UNLISTED = (MANIFEST_NAME, SIGNATURE_NAME, "engines")
-REQUIRED_FILES = ("policy.onnx", "instruction.onnx", "tokenizer.json", "golden.npz")
+REQUIRED_FILES = ("policy.onnx", "golden.npz")
+LANGUAGE_FILES = ("instruction.onnx", "tokenizer.json")
+"""What a policy that reads instructions has besides."""
 MAX_MANIFEST_BYTES = 8 << 20  # A node entry takes about 150 bytes, so this is room for 50,000 nodes.
 
 Precision = Literal["float32", "float16", "float8", "int8", "int8-dynamic", "int8-weights", "int4", "int4-int8"]
@@ -165,7 +168,8 @@ class Manifest(PlainJson):
     """Bounds of the action bins; its range per dimension is the unit of `golden_tolerance.actions`."""
     precision: Precision
     nodes: tuple[NodePrecision, ...]
-    text_encoder: TextEncoderInfo
+    text_encoder: TextEncoderInfo | None
+    """None for a policy that reads no instruction."""
     files: dict[str, FileRecord]
     """File name -> record, without manifest.json, signature.json and engines/."""
     lineage: Lineage
@@ -184,9 +188,17 @@ class Manifest(PlainJson):
             raise SpecError(f"manifest: bounds for {self.tokenizer.dim} action dimensions, but the spec has {self.spec.action.dim}.")
         for name in self.files:
             check_file_name(name)
-        missing = [name for name in REQUIRED_FILES if name not in self.files]
+        required = (*REQUIRED_FILES, *(LANGUAGE_FILES if self.text_encoder is not None else ()))
+        missing = [name for name in required if name not in self.files]
         if missing:
-            raise SpecError(f"manifest: {missing} not listed; every bundle has {list(REQUIRED_FILES)}.")
+            raise SpecError(f"manifest: {missing} not listed; such a bundle has {list(required)}.")
+        if self.text_encoder is None and any(name in self.files for name in (*LANGUAGE_FILES, CONDITION_NAME)):
+            raise SpecError("manifest: no text_encoder, but files of one are listed.")
+
+    @property
+    def embedding_dim(self) -> int:
+        """E, the length of an instruction's vector; 0 for a policy that reads none."""
+        return self.text_encoder.embedding_dim if self.text_encoder is not None else 0
 
     @property
     def network_bytes(self) -> int:

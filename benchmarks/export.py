@@ -74,7 +74,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "float8": ("float8", {}),
 }
 """Bundle -> precision and settings of what is made of the float bundle."""
-TARGETS = ("SM86", "SM89")
+TARGETS = {"SM86": ("float32", "float16", "int8 portable"), "SM89": ("float32", "float16", "int8 portable", "float8")}
+"""GPU -> the kinds of graphs that it has arithmetic for: Ampere (as Jetson Orin, which TensorRT-RTX does not know) and Ada."""
 _OF_NETWORKS = CHANGES[:5]
 _WALL_S = 60.0
 
@@ -295,11 +296,11 @@ def parity_rows(report: ParityReport) -> list[dict[str, Any]]:
 
 
 def measure_engines(bundles: Mapping[str, Path], trt: Any) -> list[dict[str, Any]]:
-    """Build each bundle for each of `TARGETS` alone: ``graph, target, parsed, built, size_bytes``, and what the library said where it failed."""
+    """Build each bundle for each GPU of `TARGETS` that has its arithmetic: ``graph, target, parsed, built, size_bytes``, and what the library said where it failed."""
     rows = []
-    for name, bundle in bundles.items():
-        loaded = load_bundle(bundle)
-        for target in TARGETS:
+    for target, kinds in TARGETS.items():
+        for name in kinds:
+            loaded = load_bundle(bundles[name])
             row: dict[str, Any] = {"graph": name, "target": target, "parsed": True, "built": True, "size_bytes": None, "said": ""}
             try:
                 row["size_bytes"] = len(serialize_engine(trt, loaded.read("policy.onnx"), EngineOptions(targets=(target,))))
@@ -330,7 +331,7 @@ def measure_export(out: Path, checkpoint: Path, data: Path, *, count: int, resea
     hostile = measure_hostile(bundles["int8"], count, resealed=resealed)
     load = {name: measure_load(bundles[name]) for name in ("float32", "int8")}
     try:
-        engines = measure_engines({name: path for name, path in bundles.items() if name != "int8"}, load_library("tensorrt_rtx"))
+        engines = measure_engines(bundles, load_library("tensorrt_rtx"))
     except MissingLibraryError as error:
         print(error, file=sys.stderr)
         engines = None

@@ -31,11 +31,11 @@ def new_bundle(
     out: str | Path,
     *,
     policy: onnx.ModelProto,
-    instruction: onnx.ModelProto,
-    tokenizer_json: bytes,
+    instruction: onnx.ModelProto | None,
+    tokenizer_json: bytes | None,
     spec: PolicySpec,
     tokenizer: ActionTokenizer,
-    text_encoder: TextEncoderInfo,
+    text_encoder: TextEncoderInfo | None,
     samples: Samples,
     lineage: Lineage,
     overwrite: bool = False,
@@ -45,7 +45,7 @@ def new_bundle(
     Args:
         out: The bundle's folder.
         policy: The policy as one graph, which becomes policy.onnx and condition.onnx.
-        instruction: instruction.onnx.
+        instruction: instruction.onnx; None for a policy that reads no instruction, as the next and `text_encoder`.
         tokenizer_json: Content of tokenizer.json.
         spec: What the policy sees and commands.
         tokenizer: Bounds of its action bins.
@@ -59,18 +59,16 @@ def new_bundle(
         BundleError: The networks do not load, or do not fit the specification.
     """
     with new_folder(out, overwrite=overwrite) as folder:
-        contents = {
-            **network_files(policy),
-            "instruction.onnx": instruction.SerializeToString(deterministic=True),
-            "tokenizer.json": tokenizer_json,
-        }
+        contents = network_files(policy)
+        if instruction is not None and tokenizer_json is not None:
+            contents |= {"instruction.onnx": instruction.SerializeToString(deterministic=True), "tokenizer.json": tokenizer_json}
         for name, content in contents.items():
             write_bytes(folder / name, content)
         networks = Networks(
             policy=contents["policy.onnx"],
             condition=contents.get(CONDITION_NAME),
-            instruction=contents["instruction.onnx"],
-            tokenizer=tokenizer_json,
+            instruction=contents.get("instruction.onnx"),
+            tokenizer=contents.get("tokenizer.json"),
             spec=spec,
             text_encoder=text_encoder,
         )

@@ -35,7 +35,7 @@ class Frames:
     state: NDArray[np.float32]
     """(N, S), physical units."""
     instruction: NDArray[np.float32]
-    """(N, E), what the bundle's own instruction.onnx says."""
+    """(N, E), what the bundle's own instruction.onnx says; E is 0 for a policy that reads no instruction."""
     committed: NDArray[np.float32]
     """(N, D, 1 + A), what was on its way, see `actlet.protocols.committed_rows`."""
 
@@ -45,8 +45,9 @@ class Frames:
     def feeds(self, row: int) -> dict[str, NDArray[Any]]:
         """Inputs of policy.onnx for one frame."""
         images = {f"images.{name}": frames[row : row + 1] for name, frames in self.images.items()}
+        asked = {"instruction": self.instruction[row : row + 1]} if self.instruction.shape[1] else {}
         told = {"committed": self.committed[row : row + 1]} if self.committed.shape[1] else {}
-        return {**images, "state": self.state[row : row + 1], "instruction": self.instruction[row : row + 1], **told}
+        return {**images, "state": self.state[row : row + 1], **asked, **told}
 
     def require_variety(self) -> None:
         """Refuse frames that say nothing of what occurs.

@@ -15,6 +15,7 @@ import onnx
 from actlet.errors import QuantizationError
 from actlet.manifest import (
     CONDITION_NAME,
+    LANGUAGE_FILES,
     GoldenTolerance,
     Manifest,
     NodePrecision,
@@ -208,13 +209,14 @@ def _write(
         contents = network_files(model)
         for name, content in contents.items():
             write_bytes(folder / name, content)
-        for name in ("instruction.onnx", "tokenizer.json"):
-            write_bytes(folder / name, parent.read(name))
+        language = {name: parent.read(name) for name in LANGUAGE_FILES if name in manifest.files}
+        for name, content in language.items():
+            write_bytes(folder / name, content)
         networks = Networks(
             policy=contents["policy.onnx"],
             condition=contents.get(CONDITION_NAME),
-            instruction=parent.read("instruction.onnx"),
-            tokenizer=parent.read("tokenizer.json"),
+            instruction=language.get("instruction.onnx"),
+            tokenizer=language.get("tokenizer.json"),
             spec=manifest.spec,
             text_encoder=manifest.text_encoder,
             config=SessionConfig(integers=scheme.precision != "float8"),

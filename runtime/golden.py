@@ -5,7 +5,7 @@ Arrays of the file, all with the same number of samples N in front::
     images.<camera>   uint8 (N, height, width, 3), one array per camera
     state             float32 (N, S), physical units
     text              unicode (N,), the instructions
-    instruction       float32 (N, E), what instruction.onnx answered to `text`
+    instruction       float32 (N, E), what instruction.onnx answered to `text`; absent for a policy that reads no instruction
     committed         float32 (N, D, 1 + A), what was on its way; absent where D = `committed_steps` is 0
     actions           float32 (N, H, A), what policy.onnx answered, physical units, before any clipping
     confidence        float32 (N, H)
@@ -53,7 +53,8 @@ class Golden:
     def save(self, path: str | Path) -> None:
         """Write the file whole; the same content gives the same bytes."""
         arrays: dict[str, NDArray[Any]] = {f"images.{name}": frames for name, frames in self.images.items()}
-        arrays |= {"state": self.state, "text": np.array(self.text), "instruction": self.instruction}
+        arrays |= {"state": self.state, "text": np.array(self.text)}
+        arrays |= {"instruction": self.instruction} if self.instruction.shape[1] else {}
         arrays |= {"committed": self.committed} if self.committed.shape[1] else {}
         arrays |= {"actions": self.actions, "confidence": self.confidence}
         file = io.BytesIO()
@@ -73,7 +74,7 @@ class Golden:
             BundleError: Not such a file, too large when unpacked, or arrays of another name, type, shape or not finite.
         """
         arrays = _unpack(data, where)
-        spec, text_encoder = manifest.spec, manifest.text_encoder
+        spec, embedding = manifest.spec, manifest.embedding_dim
         steps, samples = spec.timing.horizon, (*np.shape(arrays.get("state", ())), 0)[0]
         expected: dict[str, tuple[str, tuple[int, ...]]] = {
             f"images.{camera.name}": ("uint8", (samples, camera.height, camera.width, 3)) for camera in spec.observation.cameras
@@ -81,10 +82,10 @@ class Golden:
         expected |= {
             "state": ("float32", (samples, spec.observation.state_dim)),
             "text": ("str", (samples,)),
-            "instruction": ("float32", (samples, text_encoder.embedding_dim)),
             "actions": ("float32", (samples, steps, spec.action.dim)),
             "confidence": ("float32", (samples, steps)),
         }
+        expected |= {"instruction": ("float32", (samples, embedding))} if embedding else {}
         told = (samples, spec.timing.committed_steps, 1 + spec.action.dim)
         expected |= {"committed": ("float32", told)} if spec.timing.committed_steps else {}
         if set(arrays) != set(expected) or not samples:
@@ -100,7 +101,7 @@ class Golden:
             images={camera.name: arrays[f"images.{camera.name}"] for camera in spec.observation.cameras},
             state=arrays["state"],
             text=tuple(str(text) for text in arrays["text"]),
-            instruction=arrays["instruction"],
+            instruction=arrays.get("instruction", np.zeros((samples, 0), np.float32)),
             committed=arrays.get("committed", np.zeros(told, np.float32)),
             actions=arrays["actions"],
             confidence=arrays["confidence"],

@@ -29,7 +29,7 @@ class Networks:
     Args:
         policy: Content of policy.onnx.
         condition: Content of condition.onnx, if there is one.
-        instruction: Content of instruction.onnx.
+        instruction: Content of instruction.onnx; None for a policy that reads no instruction, as the next.
         tokenizer: Content of tokenizer.json.
         spec: What the policy is said to take and give; the network's inputs and outputs must agree.
         text_encoder: The same for the instruction network.
@@ -45,28 +45,25 @@ class Networks:
         *,
         policy: bytes,
         condition: bytes | None = None,
-        instruction: bytes,
-        tokenizer: bytes,
+        instruction: bytes | None,
+        tokenizer: bytes | None,
         spec: PolicySpec,
-        text_encoder: TextEncoderInfo,
+        text_encoder: TextEncoderInfo | None,
         config: SessionConfig | None = None,
     ) -> None:
         self.spec = spec
         for name, content in (("policy.onnx", policy), ("condition.onnx", condition), ("instruction.onnx", instruction)):
             if content is not None:
                 check_network(content, name)
-        self._tokenizer = WordPiece(tokenizer, max_tokens=text_encoder.max_tokens)
-        self._instruction = OrtModel(instruction, config=config, where="instruction.onnx")
+        self._encoder = None
+        if text_encoder is not None:
+            if instruction is None or tokenizer is None:
+                raise BundleError("a policy that reads instructions without instruction.onnx or tokenizer.json: export the bundle again.")
+            self._encoder = _Encoder(instruction, tokenizer, text_encoder, config)
         self._policy = PolicyNetwork(policy, condition, config=config)
-        tokens = (1, text_encoder.max_tokens)
-        inputs: Signature = {"input_ids": ("int64", tokens), "attention_mask": ("int64", tokens)}
-        _require_signature(self._instruction.inputs, inputs, "instruction.onnx takes")
-        outputs = self._instruction.outputs
-        self._embedding_name = next(iter(outputs))
-        expected: Signature = {self._embedding_name: ("float32", (1, text_encoder.embedding_dim))}
-        _require_signature(outputs, expected, "instruction.onnx gives")
-        inputs = {f"images.{c.name}": ("uint8", (1, c.height, c.width, 3)) for c in spec.observation.cameras}
-        inputs |= {"state": ("float32", (1, spec.observation.state_dim)), "instruction": ("float32", (1, text_encoder.embedding_dim))}
+        inputs: Signature = {f"images.{c.name}": ("uint8", (1, c.height, c.width, 3)) for c in spec.observation.cameras}
+        inputs |= {"state": ("float32", (1, spec.observation.state_dim))}
+        inputs |= {"instruction": ("float32", (1, text_encoder.embedding_dim))} if text_encoder is not None else {}
         if spec.timing.committed_steps:
             inputs["committed"] = ("float32", (1, spec.timing.committed_steps, 1 + spec.action.dim))
         _require_signature(self._policy.inputs, inputs, "policy.onnx takes")
@@ -83,14 +80,12 @@ class Networks:
         return self._policy.providers
 
     def embed(self, text: str) -> NDArray[np.float32]:
-        """float32 (E,): the vector of an instruction.
+        """float32 (E,): the vector of an instruction; of no entries where the policy reads none.
 
         Raises:
             ObservationError: The text is longer than the encoder reads.
         """
-        ids, mask = self._tokenizer.encode(text)
-        vector = self._instruction.run({"input_ids": ids, "attention_mask": mask})[self._embedding_name]
-        return np.asarray(vector[0], np.float32)
+        return self._encoder.embed(text) if self._encoder is not None else np.zeros(0, np.float32)
 
     def answer(
         self,
@@ -111,7 +106,9 @@ class Networks:
             Actions float32 (H, A) in physical units, not clipped, and confidence float32 (H,).
         """
         feeds: dict[str, NDArray[Any]] = {f"images.{camera.name}": images[camera.name][None] for camera in self.spec.observation.cameras}
-        feeds |= {"state": state.astype(np.float32)[None], "instruction": vector[None]}
+        feeds["state"] = state.astype(np.float32)[None]
+        if self._encoder is not None:
+            feeds["instruction"] = vector[None]
         if told := self.spec.timing.committed_steps:
             feeds["committed"] = np.zeros((1, told, 1 + self.spec.action.dim), np.float32) if committed is None else committed[None]
         outputs = self._policy.run(feeds)
@@ -147,6 +144,25 @@ class Networks:
             actions=np.stack([actions for actions, _ in answers]),
             confidence=np.stack([confidence for _, confidence in answers]),
         )
+
+
+class _Encoder:
+    """Text -> vector."""
+
+    def __init__(self, network: bytes, tokenizer: bytes, info: TextEncoderInfo, config: SessionConfig | None) -> None:
+        self._tokenizer = WordPiece(tokenizer, max_tokens=info.max_tokens)
+        self._network = OrtModel(network, config=config, where="instruction.onnx")
+        tokens = (1, info.max_tokens)
+        inputs: Signature = {"input_ids": ("int64", tokens), "attention_mask": ("int64", tokens)}
+        _require_signature(self._network.inputs, inputs, "instruction.onnx takes")
+        outputs = self._network.outputs
+        self._output = next(iter(outputs))
+        _require_signature(outputs, {self._output: ("float32", (1, info.embedding_dim))}, "instruction.onnx gives")
+
+    def embed(self, text: str) -> NDArray[np.float32]:
+        ids, mask = self._tokenizer.encode(text)
+        vector = self._network.run({"input_ids": ids, "attention_mask": mask})[self._output]
+        return np.asarray(vector[0], np.float32)
 
 
 def _require_signature(got: Signature, expected: Signature, what: str) -> None:

@@ -46,8 +46,8 @@ class BundlePolicy:
         self.networks = Networks(
             policy=self.bundle.read("policy.onnx"),
             condition=self.bundle.read(CONDITION_NAME) if CONDITION_NAME in manifest.files else None,
-            instruction=self.bundle.read("instruction.onnx"),
-            tokenizer=self.bundle.read("tokenizer.json"),
+            instruction=self.bundle.read("instruction.onnx") if manifest.text_encoder is not None else None,
+            tokenizer=self.bundle.read("tokenizer.json") if manifest.text_encoder is not None else None,
             spec=manifest.spec,
             text_encoder=manifest.text_encoder,
             config=config or SessionConfig(threads=threads, integers=manifest.precision != "float8"),
@@ -113,7 +113,7 @@ def _self_test(networks: Networks, golden: Golden, manifest: Manifest, where: st
             ("confidence", np.abs(confidence - golden.confidence[i]), tolerance.confidence),
         )
         for what, difference, most in checks:
-            worst = float(np.max(difference))
+            worst = float(np.max(difference, initial=0.0))
             if not worst <= most:  # Written so that NaN fails.
                 made = manifest.lineage.versions.get("onnxruntime", "unknown")
                 raise BundleError(
