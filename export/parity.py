@@ -34,7 +34,7 @@ from distill.text_encoder import TextEncoder
 from export.samples import Samples
 from runtime.policy import BundlePolicy
 
-__all__ = ["MIN_COSINE", "TOLERANCE", "ParityReport", "Worst", "action_units", "check_parity"]
+__all__ = ["MIN_COSINE", "TOLERANCE", "ParityReport", "Worst", "action_units", "check_parity", "worst_of"]
 
 TOLERANCE = 1e-4
 MIN_COSINE = 0.999
@@ -107,10 +107,10 @@ def check_parity(student: Student, encoder: TextEncoder, policy: BundlePolicy, s
     chunks = policy.predict(observations, text)
     unit, names = action_units(student.spec, student.tokenizer), student.spec.action.names
     worst = (
-        _worst("policy.onnx, actions", (np.stack([a for a, _ in onnx_answers]) - torch_actions) / unit, names),
-        _worst("policy.onnx, confidence", np.stack([c for _, c in onnx_answers]) - torch_confidence),
-        _worst("bundle, actions", (np.stack([chunk.actions for chunk in chunks]) - rounded_actions) / unit, names),
-        _worst("bundle, confidence", np.stack([chunk.confidence for chunk in chunks]) - rounded_confidence),
+        worst_of("policy.onnx, actions", (np.stack([a for a, _ in onnx_answers]) - torch_actions) / unit, names),
+        worst_of("policy.onnx, confidence", np.stack([c for _, c in onnx_answers]) - torch_confidence),
+        worst_of("bundle, actions", (np.stack([chunk.actions for chunk in chunks]) - rounded_actions) / unit, names),
+        worst_of("bundle, confidence", np.stack([chunk.confidence for chunk in chunks]) - rounded_confidence),
     )
     cosine, cosine_text = _worst_cosine(encoder, policy, [*dict.fromkeys(text), *PROBES])
     effect = np.abs((rounded_actions - torch_actions) / unit)[..., ~student.spec.action.is_binary]
@@ -153,7 +153,8 @@ def _on_its_way(samples: Samples, row: int) -> NDArray[np.float32]:
     return rows[rows[:, 0] > 0, 1:]
 
 
-def _worst(output: str, difference: NDArray[np.float32], names: Sequence[str] = ()) -> Worst:
+def worst_of(output: str, difference: NDArray[np.float32], names: Sequence[str] = ()) -> Worst:
+    """The largest of differences (N, H, A) or (N, H), and where; NaN is larger than all."""
     size = np.abs(difference)
     place = np.unravel_index(int(np.argmax(np.where(np.isnan(size), np.inf, size))), size.shape)
     where = f"sample {place[0]}, step {place[1]}" + (f", {names[int(place[2])]}" if names else "")

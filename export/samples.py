@@ -31,7 +31,7 @@ class Samples:
     state: NDArray[np.float32]
     """(N, S), physical units."""
     instruction: NDArray[np.float32]
-    """(N, 384), what the torch encoder says to `text`."""
+    """(N, 1152), what the torch encoder says to `text`; (N, 0) for a policy that reads no instruction."""
     committed: NDArray[np.float32]
     """(N, D, 1 + A), what was on its way."""
     text: tuple[str, ...]
@@ -45,9 +45,10 @@ class Samples:
         return Samples(images, self.state[rows], self.instruction[rows], self.committed[rows], tuple(self.text[row] for row in rows))
 
     def tensors(self, row: int, instruction: NDArray[np.float32] | None = None) -> list[Tensor]:
-        """One sample as the positional inputs of an exportable student, with another instruction vector (384,) if given."""
+        """One sample as the positional inputs of an exportable student, with another instruction vector (1152,) if given."""
         vector = self.instruction[row] if instruction is None else instruction
-        arrays = [*(frames[row] for frames in self.images.values()), self.state[row], vector]
+        arrays = [*(frames[row] for frames in self.images.values()), self.state[row]]
+        arrays += [vector] if len(vector) else []
         arrays += [self.committed[row]] if self.committed.shape[1] else []
         return [torch.from_numpy(np.ascontiguousarray(array))[None] for array in arrays]
 

@@ -23,7 +23,7 @@ from actlet.errors import CheckpointError
 from distill.student import Student
 from distill.text_encoder import EMBEDDING_DIM, TOKEN_LENGTH, TextEncoder
 
-__all__ = ["OPSET", "operators", "student_to_onnx", "text_encoder_to_onnx"]
+__all__ = ["OPSET", "module_to_onnx", "operators", "student_to_onnx", "text_encoder_to_onnx"]
 
 OPSET = 18
 _IR_VERSION = 10  # What onnxruntime 1.18 and newer read; the exporter's own choice moves with its version.
@@ -33,7 +33,7 @@ _FOLD_BYTES = 64 << 20  # Larger than any weight: an operation on constants alon
 def student_to_onnx(student: Student) -> onnx.ModelProto:
     """policy.onnx of a student.
 
-    Inputs: `images.<camera>` uint8 (1, h, w, 3) per camera, `state` float32 (1, S), `instruction` float32 (1, 384), and where the policy is
+    Inputs: `images.<camera>` uint8 (1, h, w, 3) per camera, `state` float32 (1, S), `instruction` float32 (1, 1152), and where the policy is
     told what is on its way `committed` float32 (1, D, 1 + A).
     Outputs: `actions` float32 (1, H, A) in physical units, `confidence` float32 (1, H).
 
@@ -50,13 +50,13 @@ def student_to_onnx(student: Student) -> onnx.ModelProto:
     if told := student.spec.timing.committed_steps:
         inputs.append(torch.zeros(1, told, 1 + student.spec.action.dim))
         names.append("committed")
-    return _export(student.exportable(), inputs, names, ["actions", "confidence"], prefix="student.")
+    return module_to_onnx(student.exportable(), inputs, names, ["actions", "confidence"], prefix="student.")
 
 
 def text_encoder_to_onnx(encoder: TextEncoder) -> onnx.ModelProto:
-    """instruction.onnx in float32: `input_ids`, `attention_mask` int64 (1, 64) -> `instruction` float32 (1, 384)."""
+    """instruction.onnx in float32: `input_ids`, `attention_mask` int64 (1, 64) -> `instruction` float32 (1, 1152)."""
     ones = torch.ones(1, TOKEN_LENGTH, dtype=torch.int64)
-    return _export(encoder, [ones, ones.clone()], ["input_ids", "attention_mask"], ["instruction"], prefix="bert.")
+    return module_to_onnx(encoder, [ones, ones.clone()], ["input_ids", "attention_mask"], ["instruction"], prefix="bert.")
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
@@ -64,10 +64,22 @@ def operators(model: onnx.ModelProto) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.node).most_common())
 
 
-def _export(module: nn.Module, inputs: list[Tensor], names: Sequence[str], outputs: Sequence[str], *, prefix: str) -> onnx.ModelProto:
+def module_to_onnx(
+    module: nn.Module, inputs: list[Tensor], names: Sequence[str], outputs: Sequence[str], *, prefix: str, opset: int = OPSET
+) -> onnx.ModelProto:
+    """A module as a graph of fixed shapes.
+
+    Args:
+        module: Put in evaluation mode.
+        inputs: An example of every input.
+        names: Of the inputs.
+        outputs: Names of the outputs.
+        prefix: What weights' names begin with and lose.
+        opset: Version of the standard operators.
+    """
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            module.eval(), tuple(inputs), dynamo=True, opset_version=OPSET, input_names=names, output_names=outputs, verbose=False
+            module.eval(), tuple(inputs), dynamo=True, opset_version=opset, input_names=names, output_names=outputs, verbose=False
         )
         assert program is not None
         optimizer.fold_constants(program.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)

