@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from actlet.errors import ActletError
+from actlet.errors import ActletError, CallerError
 from benchmarks.machine import describe_machine
 
 __all__ = ["Finding", "add_arguments", "examine", "run"]
@@ -57,14 +57,19 @@ class Finding:
         return f"{mark}  {self.what:<22} {self.how}" + (f"\n         {'':<22} run: {self.fix}" if self.fix else "")
 
 
-def examine(bundle: Path | None = None) -> list[Finding]:
+def examine(bundle: Path | None = None, recordings: Path | None = None) -> list[Finding]:
     """Look at everything.
 
     Args:
         bundle: A bundle to load, or None.
+        recordings: Recordings of the robot, for the bundle to answer, or None.
     """
     findings = [_python(), *_extras(), *_pretrained(), *_rendering(), *_processor(), _real_time(), *_room()]
-    return findings + ([_bundle(bundle)] if bundle is not None else [])
+    if bundle is not None:
+        findings.append(_bundle(bundle))
+        if recordings is not None and findings[-1].verdict == "ok":
+            findings += _recordings(bundle, recordings)
+    return findings
 
 
 def _python() -> Finding:
@@ -170,7 +175,9 @@ def _bundle(path: Path) -> Finding:
     """Hashes, contents and the replay of the recorded answers: `runtime.policy` does all three when it loads."""
     try:
         from runtime.policy import BundlePolicy
+        from runtime.trial import try_bundle
 
+        try_bundle(path)
         policy = BundlePolicy(path)
     except ActletError as error:
         return Finding("problem", f"bundle {path.name}", f"not sound: {error}")
@@ -183,19 +190,41 @@ def _bundle(path: Path) -> Finding:
     return Finding("ok", f"bundle {path.name}", how)
 
 
+def _recordings(bundle: Path, recordings: Path) -> list[Finding]:
+    """What the robot's recordings say of the bundle: `benchmarks.recorded_check`."""
+    from benchmarks.recorded_check import check_recorded
+
+    try:
+        found = check_recorded(bundle, recordings)
+    except ActletError as error:
+        return [Finding("problem", f"recordings {recordings.name}", str(error))]
+    if found.problems:
+        return [Finding("problem", f"recordings {recordings.name}", problem) for problem in found.problems]
+    how = f"answers within {found.error:.1%} of the range of what was recorded (correlation {found.correlation:.2f}, {found.frames} moments); nothing looks swapped"
+    return [Finding("ok", f"recordings {recordings.name}", how)]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `actlet doctor`."""
     parser.add_argument("bundle", type=Path, nargs="?", help="a bundle to check as well")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="recordings of the robot (a LeRobotDataset folder) for the bundle to answer: finds what is swapped or scaled",
+    )
     parser.epilog = """\
 examples:
   actlet doctor
   actlet doctor bundles/int8
+  actlet doctor bundles/int8 --data data/my_robot     does it do what was recorded? If not: BGR, axes, units, cameras, rate
 """
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `doctor`."""
-    findings = examine(arguments.bundle)
+    if arguments.data is not None and arguments.bundle is None:
+        raise CallerError("--data without a bundle: name the bundle that shall answer the recordings.")
+    findings = examine(arguments.bundle, arguments.data)
     print("\n".join(map(str, findings)))
     problems = sum(finding.verdict == "problem" for finding in findings)
     print(f"\n{problems} problems." if problems else "\nNo problem with what is installed.")

@@ -8,8 +8,8 @@ cache, as where a robot's computer did other things since the last decision: it 
 all the time.
 
 A policy is measured as it runs on a robot, for one instruction (`runtime.policy_network`), and so is every other backend that reads ONNX: each
-has the network in which the instruction's part is constants already. Torch computes that part every time. "ours float32, whole" and
-"ours int8, whole" show what it costs.
+has the network in which the instruction's part is constants already. Torch computes that part every time, and so do the rows "whole", which
+show what it costs.
 
     ours             ONNX Runtime on bundles by `quantize.schemes`
     onnxruntime      its own `quantize_static` (QDQ) and `quantize_dynamic`, as they come
@@ -159,15 +159,16 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _openvino(task: _Task, *, int8: bool) -> Backend:
+def _openvino(task: _Task, *, int8: bool, whole: bool = False) -> Backend:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(task.fixed.SerializeToString())
+    model = core.read_model((task.model if whole else task.fixed).SerializeToString())
     if int8:
         import nncf
 
-        model = nncf.quantize(model, nncf.Dataset(task.rows), subset_size=len(task.calibrate))
+        rows = [task.calibrate.feeds(row) for row in range(len(task.calibrate))] if whole else task.rows
+        model = nncf.quantize(model, nncf.Dataset(rows), subset_size=len(rows))
     # Its own choice of precision would be bfloat16 on a processor that has it.
     settings = {"INFERENCE_NUM_THREADS": task.threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
@@ -178,10 +179,11 @@ def _openvino(task: _Task, *, int8: bool) -> Backend:
     place = names.index("actions")
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        request.infer(_without_instruction(feeds))
+        request.infer(dict(feeds) if whole else _without_instruction(feeds))
         return np.array(request.get_output_tensor(place).data)
 
-    return Backend("openvino + nncf" if int8 else "openvino", "int8" if int8 else "float32", run, size)
+    name = "openvino + nncf" if int8 else "openvino"
+    return Backend(f"{name}, whole" if whole else name, "int8" if int8 else "float32", run, size)
 
 
 def _torch(task: _Task, *, compiled: bool, int8: bool = False) -> Backend:
@@ -222,6 +224,7 @@ BACKENDS: dict[str, Callable[[_Task], Backend]] = {
     "onnxruntime quantize_dynamic": _ort_dynamic,
     "openvino": lambda task: _openvino(task, int8=False),
     "openvino + nncf": lambda task: _openvino(task, int8=True),
+    "openvino + nncf, whole": lambda task: _openvino(task, int8=True, whole=True),
     "torch eager": lambda task: _torch(task, compiled=False),
     "torch compiled": lambda task: _torch(task, compiled=True),
     "torchao int8, compiled": lambda task: _torch(task, compiled=True, int8=True),
@@ -260,7 +263,7 @@ def make_backends(
             backend.run({**calibrate.feeds(0), INSTRUCTION: instruction})
             made[name] = backend
         except Exception as error:  # Whatever a foreign library says, it is said in the table.
-            missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+            missing[name] = f"{type(error).__name__}: {' / '.join(str(error).split(chr(10)))[:300].strip(' /')}"
     return made, missing
 
 
