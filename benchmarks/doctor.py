@@ -19,14 +19,16 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from actlet.errors import ActletError, CallerError
 from benchmarks.machine import describe_machine
 
-__all__ = ["Finding", "add_arguments", "examine", "run"]
+__all__ = ["Finding", "add_arguments", "advise", "examine", "run"]
 
+RATES_HZ = (5, 10, 15, 20, 25, 30, 50, 100, 200, 250, 500, 1000)
 Verdict = Literal["ok", "missing", "problem"]
 
 # extra -> import names, as pyproject.toml groups them.
@@ -57,15 +59,15 @@ class Finding:
         return f"{mark}  {self.what:<22} {self.how}" + (f"\n         {'':<22} run: {self.fix}" if self.fix else "")
 
 
-def examine(bundle: Path | None = None, recordings: Path | None = None) -> list[Finding]:
+def examine(bundles: Sequence[Path] = (), recordings: Path | None = None) -> list[Finding]:
     """Look at everything.
 
     Args:
-        bundle: A bundle to load, or None.
-        recordings: Recordings of the robot, for the bundle to answer, or None.
+        bundles: Bundles to load.
+        recordings: Recordings of the robot, for the bundles to answer, or None.
     """
     findings = [_python(), *_extras(), *_pretrained(), *_rendering(), *_processor(), _real_time(), *_room()]
-    if bundle is not None:
+    for bundle in bundles:
         findings.append(_bundle(bundle))
         if recordings is not None and findings[-1].verdict == "ok":
             findings += _recordings(bundle, recordings)
@@ -204,9 +206,47 @@ def _recordings(bundle: Path, recordings: Path) -> list[Finding]:
     return [Finding("ok", f"recordings {recordings.name}", how)]
 
 
+def advise(bundles: Sequence[Path]) -> list[str]:
+    """How often this machine decides with each bundle, measured by turns: a table for people.
+
+    A bundle holds a rate if its p99 takes at most half of a period, so that the robot's driver, the cameras and the loop have the other half.
+
+    Args:
+        bundles: Folders of bundles.
+
+    Raises:
+        BundleError: One is not sound.
+    """
+    from actlet.statistics import latency_summary
+    from benchmarks.latency import LatencyConfig, measure_by_turns
+    from benchmarks.policies import Contender, samples_for
+    from runtime.policy import BundlePolicy
+
+    policies = {path.name: BundlePolicy(path) for path in bundles}
+    spec = next(iter(policies.values())).spec
+    samples = samples_for([Contender(path.name, path) for path in bundles], spec)
+    timings, _ = measure_by_turns(policies, samples, LatencyConfig(rounds=60, calls=20), progress=False)
+    lines = [f"{'bundle':<24}{'precision':<12}{'median':>10}{'p99':>10}{'CPU p99':>10}   holds"]
+    for name, policy in policies.items():
+        wall, cpu, manifest = latency_summary(timings[name].wall_s), latency_summary(timings[name].cpu_s), policy.bundle.manifest
+        # Wall time's tail on a machine that is shared is other programs' turns: with a core to itself it is the CPU time's.
+        most_hz = 500.0 / cpu["p99"]
+        held = [hz for hz in RATES_HZ if hz <= most_hz]
+        enough = "" if manifest.spec.timing.rate_hz <= most_hz else f"; its own {manifest.spec.timing.rate_hz:g} Hz are too many"
+        lines.append(
+            f"{name:<24}{manifest.precision:<12}{wall['p50']:>7.2f} ms{wall['p99']:>7.2f} ms{cpu['p99']:>7.2f} ms   "
+            f"{max(held, default=0)} decisions a second{enough}"
+        )
+    load = describe_machine()["load_average"][0]
+    return [
+        *lines,
+        f"one thread, load {load:g}; held if the p99 of CPU time is half a period or less, with a core to itself; commands between decisions come from the chunk",
+    ]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `actlet doctor`."""
-    parser.add_argument("bundle", type=Path, nargs="?", help="a bundle to check as well")
+    parser.add_argument("bundles", type=Path, nargs="*", help="bundles to check as well, and to advise which rate each holds here")
     parser.add_argument(
         "--data",
         type=Path,
@@ -215,17 +255,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """\
 examples:
   actlet doctor
-  actlet doctor bundles/int8
+  actlet doctor bundles/int8 bundles/float            are they sound, and how many decisions a second does this machine hold with each?
   actlet doctor bundles/int8 --data data/my_robot     does it do what was recorded? If not: BGR, axes, units, cameras, rate
 """
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `doctor`."""
-    if arguments.data is not None and arguments.bundle is None:
+    if arguments.data is not None and not arguments.bundles:
         raise CallerError("--data without a bundle: name the bundle that shall answer the recordings.")
-    findings = examine(arguments.bundle, arguments.data)
+    findings = examine(arguments.bundles, arguments.data)
     print("\n".join(map(str, findings)))
     problems = sum(finding.verdict == "problem" for finding in findings)
+    if arguments.bundles and not problems:
+        print("\n" + "\n".join(advise(arguments.bundles)))
     print(f"\n{problems} problems." if problems else "\nNo problem with what is installed.")
     return 2 if problems else 0

@@ -127,7 +127,10 @@ def _place(demo: Path, path: str) -> Path:
 
 
 def samples_for(contenders: Sequence[Contender], spec: PolicySpec, count: int = 16, seed: int = 0) -> list[Sample]:
-    """Questions to time policies with: the recorded inputs of the first bundle, or else noise of the right shape."""
+    """Questions to time policies with: the recorded inputs of the first bundle, or else noise of the right shape; all under one instruction.
+
+    A robot is told what to do once and decides many times, and a bundle has a session for every instruction (`runtime.policy_network`).
+    """
     for contender in contenders:
         if kind_of(contender.path) == "bundle" and read_manifest(contender.path).spec.observation == spec.observation:
             return _golden_samples(contender.path)
@@ -150,6 +153,6 @@ def _golden_samples(path: Path) -> list[Sample]:
 
     golden = load_bundle(path).golden
     return [
-        Sample(Observation({name: frames[i] for name, frames in golden.images.items()}, golden.state[i]), golden.text[i])
+        Sample(Observation({name: frames[i] for name, frames in golden.images.items()}, golden.state[i]), golden.text[0])
         for i in range(len(golden))
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,14 @@ def test_a_machine_is_described_in_full() -> None:
     machine, versions = describe_machine(), describe_versions()
     assert {"cpu", "cpu_flags", "cores", "load_average", "governor", "memory_bytes"} <= set(machine)
     assert {"python", "numpy"} <= set(versions)
+
+
+def test_it_advises_which_bundle_at_which_rate(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each, measured by turns; a bundle that is too slow for its own rate would be said to be."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_bundle, other)
+    assert main(["doctor", str(tiny_bundle), str(other)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if "decisions a second" in line and "float32" in line]
+    assert [row.split()[0] for row in rows] == [tiny_bundle.name, "other"]
+    assert all(int(row.split("ms")[-1].split()[0]) in (0, *doctor.RATES_HZ) for row in rows)
