@@ -56,12 +56,14 @@ found = {}
 for path in sys.argv[1:]:
     policy = BundlePolicy(path)
     golden = policy.bundle.golden
-    got = policy.networks.record(golden.images, golden.state, golden.text, golden.committed)
+    rows = range(len(golden))
+    got = [policy.networks.answer({n: f[i] for n, f in golden.images.items()}, golden.state[i], golden.instruction[i], golden.committed[i]) for i in rows]
+    actions, confidence = (np.stack([answer[part] for answer in got]) for part in (0, 1))
     unit = np.maximum(policy.bundle.manifest.tokenizer.high - policy.bundle.manifest.tokenizer.low, 1e-3)
     found[path] = {
         "precision": policy.bundle.manifest.precision,
-        "actions": float(np.abs((got.actions - golden.actions) / unit).max()),
-        "confidence": float(np.abs(got.confidence - golden.confidence).max()),
+        "actions": float(np.abs((actions - golden.actions) / unit).max()),
+        "confidence": float(np.abs(confidence - golden.confidence).max()),
         "questions": len(golden),
     }
 import platform
@@ -158,11 +160,16 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+", help="folders of bundles")
-    found = ask(parser.parse_args().bundles)
-    print(f"{found['machine']}, onnxruntime {found['onnxruntime']}; of the training side imported: {found['training_side'] or 'nothing'}")
-    for path, row in found["bundles"].items():
+    for bundle in parser.parse_args().bundles:
+        print(f"asking {bundle}, some minutes where it reads instructions ...", file=sys.stderr, flush=True)
+        found = ask([bundle])
         print(
-            f"{Path(path).name:<24} {row['precision']:<10} actions {row['actions']:.2e} of their range, confidence {row['confidence']:.2e}, {row['questions']} questions"
+            f"{found['machine']}, onnxruntime {found['onnxruntime']}; of the training side imported: {found['training_side'] or 'nothing'}"
+        )
+        ((path, row),) = found["bundles"].items()
+        print(
+            f"{Path(path).name:<24} {row['precision']:<10} actions {row['actions']:.2e} of their range, confidence {row['confidence']:.2e}, {row['questions']} questions",
+            flush=True,
         )
     return 0
 
