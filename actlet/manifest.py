@@ -19,6 +19,7 @@ SHA-256 of its manifest (`manifest_hash`), which covers every listed file.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -27,7 +28,7 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.errors import BundleError, SpecError
 from actlet.plain import PlainJson
 from actlet.specs import PolicySpec
-from actlet.storage import read_json, sha256, write_json
+from actlet.storage import parse_json, sha256, write_json
 
 __all__ = [
     "CERTIFICATE_NAME",
@@ -47,6 +48,7 @@ __all__ = [
     "TextEncoderInfo",
     "manifest_hash",
     "read_manifest",
+    "read_named_manifest",
     "record_files",
     "write_manifest",
 ]
@@ -263,13 +265,19 @@ def read_manifest(folder: str | Path) -> Manifest:
     Raises:
         BundleError: No manifest, not JSON, another schema version, unknown or missing keys, or values out of range.
     """
+    return read_named_manifest(folder)[0]
+
+
+def read_named_manifest(folder: str | Path) -> tuple[Manifest, str]:
+    """The manifest and the bundle's name, of one reading: what is parsed is what was hashed. Raises as `read_manifest`."""
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
         raise BundleError(f"{folder}: no {MANIFEST_NAME}, so this is not a bundle. `actlet export` and `actlet quantize` make bundles.")
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_MANIFEST_BYTES}.")
+    content = path.read_bytes()
     try:
-        return Manifest.from_dict(read_json(path))
+        return Manifest.from_dict(parse_json(content, path)), hashlib.sha256(content).hexdigest()
     except (SpecError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors.
         raise BundleError(f"{path}: {error}") from error
 

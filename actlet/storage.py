@@ -80,6 +80,11 @@ def read_json(path: str | Path) -> Any:
     Raises:
         ValueError: Not JSON, a key occurs twice, or a number is not finite.
     """
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def parse_json(content: bytes, path: str | Path) -> Any:
+    """The same of what was read already; `path` is for messages."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         data = dict(pairs)
@@ -90,7 +95,7 @@ def read_json(path: str | Path) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{path}: {name} is not a JSON number.")
 
-    return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    return json.loads(content.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
 
 
 @contextlib.contextmanager

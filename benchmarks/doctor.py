@@ -176,11 +176,11 @@ def _room() -> list[Finding]:
 def _bundle(path: Path) -> Finding:
     """Hashes, contents and the replay of the recorded answers: `runtime.policy` does all three when it loads."""
     try:
+        from runtime.opening import open_policy
         from runtime.policy import BundlePolicy
-        from runtime.trial import try_bundle
 
-        try_bundle(path)
-        policy = BundlePolicy(path)
+        policy = open_policy(path)
+        assert isinstance(policy, BundlePolicy)
     except ActletError as error:
         return Finding("problem", f"bundle {path.name}", f"not sound: {error}")
     manifest, made = policy.bundle.manifest, policy.bundle.manifest.lineage.versions.get("onnxruntime", "unknown")

@@ -31,6 +31,8 @@ from actlet.errors import BundleError, CallerError, MissingLibraryError
 from actlet.provenance import utc_now
 from actlet.storage import read_json, write_bytes, write_json
 from runtime.bundle import Bundle, load_bundle
+from runtime.network_check import check_network
+from runtime.signature import keys_to_trust, require_signature
 
 __all__ = ["BuiltEngine", "EngineOptions", "add_arguments", "build_engine", "engine_of", "load_library", "run", "serialize_engine"]
 
@@ -183,7 +185,10 @@ def build_engine(
         CallerError: The library cannot do what the options ask for.
     """
     trt = load_library() if trt is None else trt
+    if (keys := keys_to_trust()) is not None:
+        require_signature(bundle, keys)
     loaded, options = load_bundle(bundle), options or EngineOptions()
+    check_network(loaded.read("policy.onnx"), "policy.onnx")
     if "tensorrt" not in loaded.manifest.made_for:
         raise BundleError(
             f"bundle {bundle}: {loaded.manifest.precision}, made for {list(loaded.manifest.made_for)}: TensorRT does not read it. Make one with "

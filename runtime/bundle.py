@@ -2,7 +2,7 @@
 
 The checks, in order, one function each:
 
-1. the manifest parses, and its specifications agree with themselves (`actlet.manifest.read_manifest`);
+1. the manifest parses, and its specifications agree with themselves (`actlet.manifest.read_named_manifest`);
 2. the folder holds the listed files and no others (`engines/` and signature.json apart), all plain files: no links, no folders, no devices;
 3. every file has the listed size, below a cap, and the listed SHA-256;
 4. golden.npz has the arrays that the specification asks for, and nothing pickled.
@@ -20,7 +20,7 @@ import stat
 from pathlib import Path
 
 from actlet.errors import BundleError
-from actlet.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileRecord, Manifest, manifest_hash, read_manifest
+from actlet.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileRecord, Manifest, read_named_manifest
 from runtime.golden import Golden
 
 __all__ = ["MAX_FILE_BYTES", "Bundle", "load_bundle"]
@@ -63,8 +63,7 @@ def load_bundle(path: str | Path) -> Bundle:
     _check_is_folder(folder)
     folder = folder.resolve()
     _check_manifest_is_plain(folder)
-    manifest = read_manifest(folder)
-    name = manifest_hash(folder)
+    manifest, name = read_named_manifest(folder)
     _check_listing(folder, manifest)
     for file, record in manifest.files.items():
         if file != "golden.npz":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from actlet.errors import BundleError
 from runtime.protobuf import fields
@@ -147,6 +147,7 @@ _REFUSED_IN_MODEL = {20: "a graph for training", 25: "functions of its own"}
 _REFUSED_IN_GRAPH = {15: "sparse weights"}
 _REFUSED_IN_ATTRIBUTE = {6: "a graph inside an operator", 11: "graphs inside an operator", 22: "sparse weights", 23: "sparse weights"}
 _EXTERNAL = 1
+_NUMBER, _LENGTH = 0, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,8 @@ def check_network(content: bytes, where: str) -> NetworkFacts:
         BundleError: It is none, or it holds what a bundle's network does not hold.
     """
     graphs, opsets = list[memoryview](), list[tuple[str, int]]()
-    for number, _, value, _ in fields(memoryview(content), where):
+    for number, _, value, field in fields(memoryview(content), where):
+        _require_kind(number, field, {7: _LENGTH, 8: _LENGTH}, where)
         if number in _REFUSED_IN_MODEL:
             raise _refused(where, _REFUSED_IN_MODEL[number])
         if _MODEL.get(number) == "graph":
@@ -192,7 +194,8 @@ def check_network(content: bytes, where: str) -> NetworkFacts:
 
 def _check_graph(graph: memoryview, where: str) -> tuple[Counter[str], int]:
     operators, stored = Counter[str](), 0
-    for number, _, value, _ in fields(graph, where):
+    for number, _, value, field in fields(graph, where):
+        _require_kind(number, field, {1: _LENGTH, 5: _LENGTH}, where)
         if number in _REFUSED_IN_GRAPH:
             raise _refused(where, _REFUSED_IN_GRAPH[number])
         if number == 1:
@@ -209,7 +212,10 @@ def _check_graph(graph: memoryview, where: str) -> tuple[Counter[str], int]:
 def _check_node(node: memoryview, where: str) -> tuple[str, int]:
     """Its operator, and the bytes of the constants in its attributes."""
     operator, domain, name, stored = "", "", "", 0
-    for number, _, value, _ in fields(node, where):
+    seen = set[int]()
+    for number, _, value, field in fields(node, where):
+        _require_kind(number, field, {3: _LENGTH, 4: _LENGTH, 5: _LENGTH, 7: _LENGTH}, where)
+        _require_once(number, seen, (3, 4, 7), where)
         if number == 3:
             name = _text(value)
         elif number == 4:
@@ -217,7 +223,10 @@ def _check_node(node: memoryview, where: str) -> tuple[str, int]:
         elif number == 7:
             domain = _text(value)
         elif number == 5:
-            for inner, _, part, _ in fields(value, where):
+            of_attribute = set[int]()
+            for inner, _, part, inside in fields(value, where):
+                _require_kind(inner, inside, {1: _LENGTH, 5: _LENGTH, 10: _LENGTH}, where)
+                _require_once(inner, of_attribute, (1, 5, 20), where)
                 if inner in _REFUSED_IN_ATTRIBUTE:
                     raise _refused(f"{where}: node {name!r}", _REFUSED_IN_ATTRIBUTE[inner])
                 if inner in (5, 10):
@@ -234,7 +243,10 @@ def _check_node(node: memoryview, where: str) -> tuple[str, int]:
 def _check_tensor(tensor: memoryview, where: str) -> int:
     """Bytes of a stored tensor."""
     count, name = 1, ""
-    for number, whole, value, _ in fields(tensor, where):
+    seen = set[int]()
+    for number, whole, value, field in fields(tensor, where):
+        _require_kind(number, field, {2: _NUMBER, 8: _LENGTH, 9: _LENGTH, 14: _NUMBER}, where)
+        _require_once(number, seen, (2, 8, 9, 14), where)
         if number == 1:
             for size in [whole] if whole is not None else _packed(value, where):
                 count = count * size if size < 1 << 63 else 1 << 63
@@ -265,12 +277,28 @@ def _packed(values: memoryview, where: str) -> Iterator[int]:
 
 def _opset(message: memoryview, where: str) -> tuple[str, int]:
     domain, version = "", 0
-    for number, whole, value, _ in fields(message, where):
+    seen = set[int]()
+    for number, whole, value, field in fields(message, where):
+        _require_kind(number, field, {1: _LENGTH, 2: _NUMBER}, where)
+        _require_once(number, seen, (1, 2), where)
         if number == 1:
             domain = _text(value)
         elif number == 2 and whole is not None:
             version = whole
     return domain, version
+
+
+def _require_kind(number: int, field: memoryview, kinds: Mapping[int, int], where: str) -> None:
+    """A known field of another kind is one that some parsers skip and others read."""
+    if number in kinds and field[0] & 7 != kinds[number]:
+        raise BundleError(f"{where}: not a network in ONNX's format (field {number} is of kind {field[0] & 7}, expected {kinds[number]}).")
+
+
+def _require_once(number: int, seen: set[int], singular: Sequence[int], where: str) -> None:
+    """Parsers take the last of two, or merge them: what is checked must be what is loaded."""
+    if number in singular and number in seen:
+        raise BundleError(f"{where}: not a network in ONNX's format (field {number} occurs twice).")
+    seen.add(number)
 
 
 def _text(value: memoryview) -> str:

@@ -72,6 +72,7 @@ class SessionConfig:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if self.optimise else levels.ORT_DISABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # Never its own format, which nobody here has looked at.
         options.add_session_config_entry("session.disable_quant_qdq", "0" if self.integers else "1")
         if "CPUExecutionProvider" not in self.providers:  # Otherwise nodes that the provider lacks would run on the CPU unnoticed.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

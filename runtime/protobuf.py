@@ -34,6 +34,8 @@ def fields(message: memoryview, where: str) -> Iterator[tuple[int, int | None, m
         begin = at
         key, at = _varint(message, at, where)
         kind, length, value = key & 7, 0, None
+        if not 8 <= key < 1 << 32:  # Parsers cut longer keys off, and would see another field than is seen here.
+            raise BundleError(f"{where}: not a network in ONNX's format (field {key >> 3} at byte {begin} of {len(message)}).")
         if kind == _VARINT:
             value, at = _varint(message, at, where)
         elif kind == _LENGTH:
@@ -68,8 +70,12 @@ def _varint(message: memoryview, at: int, where: str) -> tuple[int, int]:
         number |= (byte & 0x7F) << shift
         at += 1
         if byte < 0x80:
+            if byte == 0 and shift:
+                break  # Longer than the number needs: no writer does so.
             return number, at
-    raise BundleError(f"{where}: not a network in ONNX's format (a number that does not end at byte {at} of {len(message)}).")
+    raise BundleError(
+        f"{where}: not a network in ONNX's format (a number that does not end, or not where it should, at byte {at} of {len(message)})."
+    )
 
 
 def _encoded(number: int) -> bytes:

@@ -53,7 +53,11 @@ def try_bundle(path: str | Path, *, threads: int = 1, limits: TrialLimits | None
     if limits.memory_bytes is None:
         limits = dataclasses.replace(limits, memory_bytes=_BASE_BYTES + _TIMES_SIZE * _size(Path(path)))
     asked = {"path": str(Path(path).absolute()), "threads": threads, "limits": dataclasses.asdict(limits)}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    home = (
+        Path(__file__).resolve().parents[1]
+    )  # Not the folder that one is in, which may be the bundle's: `python -m` imports from there first.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(home), *(str(Path(entry).absolute()) for entry in sys.path if entry)])}
+    environment |= {"PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "runtime.trial"],
@@ -62,6 +66,7 @@ def try_bundle(path: str | Path, *, threads: int = 1, limits: TrialLimits | None
             text=True,
             timeout=limits.wall_s,
             env=environment,
+            cwd=home,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -79,8 +84,9 @@ def try_bundle(path: str | Path, *, threads: int = 1, limits: TrialLimits | None
 
 
 def _size(folder: Path) -> int:
+    """Of what is really on the disk: a file with holes is as large as its maker likes."""
     try:
-        return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder))
+        return sum(min(file.st_size, 512 * file.st_blocks) for file in (entry.stat(follow_symlinks=False) for entry in os.scandir(folder)))
     except OSError:
         return 0  # What is wrong with it is said by the process that opens it.
 
