@@ -222,7 +222,7 @@ def advise(bundles: Sequence[Path]) -> list[str]:
     from benchmarks.policies import Contender, samples_for
     from runtime.policy import BundlePolicy
 
-    policies = {path.name: BundlePolicy(path) for path in bundles}
+    policies = {str(path): BundlePolicy(path) for path in bundles}
     spec = next(iter(policies.values())).spec
     samples = samples_for([Contender(path.name, path) for path in bundles], spec)
     timings, _ = measure_by_turns(policies, samples, LatencyConfig(rounds=60, calls=20), progress=False)
@@ -232,9 +232,11 @@ def advise(bundles: Sequence[Path]) -> list[str]:
         # Wall time's tail on a machine that is shared is other programs' turns: with a core to itself it is the CPU time's.
         most_hz = 500.0 / cpu["p99"]
         held = [hz for hz in RATES_HZ if hz <= most_hz]
-        enough = "" if manifest.spec.timing.rate_hz <= most_hz else f"; its own {manifest.spec.timing.rate_hz:g} Hz are too many"
+        timing = manifest.spec.timing
+        needed_hz = timing.rate_hz / timing.execute_steps  # A chunk is there before the last one is used up.
+        enough = "" if needed_hz <= most_hz else f"; it needs {needed_hz:.3g}"
         lines.append(
-            f"{name:<24}{manifest.precision:<12}{wall['p50']:>7.2f} ms{wall['p99']:>7.2f} ms{cpu['p99']:>7.2f} ms   "
+            f"{Path(name).name:<24}{manifest.precision:<12}{wall['p50']:>7.2f} ms{wall['p99']:>7.2f} ms{cpu['p99']:>7.2f} ms   "
             f"{max(held, default=0)} decisions a second{enough}"
         )
     load = describe_machine()["load_average"][0]
