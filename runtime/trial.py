@@ -1,4 +1,4 @@
-"""A bundle is first opened where it can do no harm: in a process of its own, with limits on memory, time and files.
+"""A bundle is first opened in a process of its own, with limits on memory, time and the size of files that it writes; it is no sandbox.
 
 Whatever a file makes a library do (take all memory, never end, crash), it does it there, and here it is an error with the reason. The child does exactly
 what is done afterwards: every check of `runtime.bundle`, the networks, the replay of the recorded answers. It is told the bundle's name (the
