@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from actlet.manifest import NodePrecision
-from quantize.condition import network_of, split_condition
+from actlet.manifest import CONDITION_NAME, NodePrecision
+from quantize.condition import INSTRUCTION, network_files, network_of
 from quantize.frames import Frames
 from quantize.graph import Graph, weight_value
-from runtime.fixed_inputs import fix_inputs
 from runtime.ort_backend import OrtModel, SessionConfig
+from runtime.policy_network import PolicyNetwork
 
 __all__ = ["audit", "executed_operators", "node_seconds", "summary", "with_time_shares"]
 
@@ -38,16 +38,15 @@ _UNPACKING = ("Cast", "Mul", "Add", "Reshape", "Slice", "Round", "Clip", "Dequan
 
 def executed_operators(model: onnx.ModelProto, config: SessionConfig | None = None) -> list[tuple[str, str]]:
     """(name, operator) of every node that ONNX Runtime runs on the processor of this machine: for an instruction, then for every decision."""
-    policy, condition = split_condition(model)
-    given = {}
-    if condition is not None:
-        once = SessionConfig(integers=config is None or config.integers)
-        first = OrtModel(condition.SerializeToString(), config=once, where="condition.onnx")
-        given = first.run({name: np.zeros(shape, dtype) for name, (dtype, shape) in first.inputs.items()})
-    parts = [fix_inputs(policy.SerializeToString(), given), *([condition.SerializeToString()] if condition is not None else [])]
+    files = network_files(model)
+    condition = files.get(CONDITION_NAME)
+    network = PolicyNetwork(files["policy.onnx"], condition, config=config)
+    shape = network.inputs[INSTRUCTION][1] if INSTRUCTION in network.inputs else (1, 0)
+    # Which kernels run does not depend on the instruction's numbers.
+    parts = [*([condition] if condition is not None else []), network.fixed_content(np.zeros(shape, np.float32))]
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for i, part in enumerate(reversed(parts)):
+        for i, part in enumerate(parts):
             path = Path(folder) / f"{i}.onnx"
             OrtModel(part, config=dataclasses.replace(config or SessionConfig(), optimised_model=path), where="policy.onnx")
             found += [(node.name, node.op_type) for node in onnx.load(path, load_external_data=False).graph.node]
