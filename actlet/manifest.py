@@ -10,7 +10,6 @@ A bundle is one folder::
     golden.npz         recorded inputs and outputs: the self-test at load
     certificate.json   (optional) closed-loop evidence against the parent bundle
     signature.json     (optional) who stands for this manifest, not listed
-    engines/           (optional) device-specific engines, not listed
 
 The manifest knows nothing of ONNX or numpy files; `runtime.bundle` checks a folder against it. A bundle is named by the
 SHA-256 of its manifest (`manifest_hash`), which covers every listed file.
@@ -58,7 +57,7 @@ MANIFEST_NAME = "manifest.json"
 CERTIFICATE_NAME = "certificate.json"
 CONDITION_NAME = "condition.onnx"
 SIGNATURE_NAME = "signature.json"
-_UNLISTED = (MANIFEST_NAME, SIGNATURE_NAME, "engines")
+_UNLISTED = (MANIFEST_NAME, SIGNATURE_NAME)
 REQUIRED_FILES = ("policy.onnx", "golden.npz")
 LANGUAGE_FILES = ("instruction.onnx", "tokenizer.json")
 """What a policy that reads instructions has besides."""
@@ -173,7 +172,7 @@ class Manifest(PlainJson):
     text_encoder: TextEncoderInfo | None
     """None for a policy that reads no instruction."""
     files: dict[str, FileRecord]
-    """File name -> record, without manifest.json, signature.json and engines/."""
+    """File name -> record, without manifest.json and signature.json."""
     lineage: Lineage
     golden_tolerance: GoldenTolerance
     made_for: tuple[Runtime, ...] = ("onnxruntime",)
@@ -242,10 +241,10 @@ def check_file_name(name: str) -> None:
 
 
 def record_files(folder: str | Path) -> dict[str, FileRecord]:
-    """The `files` of a manifest: every file in the folder, except manifest.json, signature.json and engines/, sorted by name.
+    """The `files` of a manifest: every file in the folder, except manifest.json and signature.json, sorted by name.
 
     Raises:
-        BundleError: A folder other than engines/ inside it.
+        BundleError: A folder or a link inside it.
     """
     paths = sorted(path for path in Path(folder).iterdir() if path.name not in _UNLISTED)
     for path in paths:

@@ -7,37 +7,30 @@ TensorRT 8.6, 10, 11 and TensorRT-RTX differ in what their API has, not in how i
     configuration       workspace, builder level, DLA, timing cache, progress: each where the configuration has it, else an error that says so
     compute capability  TensorRT-RTX alone: an engine for other GPUs than this one, or on a machine without any
 
-An engine lies in the bundle's folder, ``engines/<key>.engine``, with what it was built from beside it (``<key>.json``): device, versions, hash of
-the bundle, options. The key is the hash of these, so another driver, TensorRT or bundle means another key, and a new engine; one that is there is not
-built again. Engines are not among the hashed files: they belong to the device.
+Engines belong to the device, not to the bundle, and lie in a folder of this user (`runtime.tensorrt_library`), from where `actlet run --backend tensorrt`
+takes them. One that is there for the same device, driver, library, bundle and options is not built again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import importlib
 import json
-import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actlet.errors import BundleError, CallerError, MissingLibraryError
-from actlet.provenance import utc_now
-from actlet.storage import read_json, write_bytes, write_json
+from actlet.errors import BundleError, CallerError
+from actlet.storage import write_bytes
 from runtime.bundle import Bundle, load_bundle
 from runtime.network_check import check_network
 from runtime.signature import keys_to_trust, require_signature
+from runtime.tensorrt_library import LIBRARIES, Said, device, engine_key, engines_folder, is_whole, load_library, save_engine
 
-__all__ = ["BuiltEngine", "EngineOptions", "add_arguments", "build_engine", "engine_of", "load_library", "run", "serialize_engine"]
+__all__ = ["BuiltEngine", "EngineOptions", "add_arguments", "build_engine", "engine_of", "run", "serialize_engine"]
 
-LIBRARIES = ("tensorrt", "tensorrt_rtx")
-"""In the order in which they are looked for."""
 _PRECISION_FLAGS = {"float16": ("FP16",), "int8": ("INT8",), "float8": ("FP8",), "float32": ()}  # For a library that is not strongly typed.
 
 
@@ -72,30 +65,6 @@ class BuiltEngine:
     """Name and precision of what runs, as the library's inspector says; None where no GPU can open the engine."""
 
 
-def load_library(name: str | None = None) -> Any:
-    """TensorRT's Python module.
-
-    Args:
-        name: Of `LIBRARIES`; None for the first that is installed.
-
-    Raises:
-        MissingLibraryError: None is.
-        CallerError: There is no such library.
-    """
-    if name is not None and name not in LIBRARIES:
-        raise CallerError(f"library {name!r}, expected one of {list(LIBRARIES)}.")
-    tried = []
-    for candidate in LIBRARIES if name is None else (name,):
-        try:
-            return importlib.import_module(candidate)
-        except (ImportError, OSError) as error:  # Bindings whose library is absent raise either.
-            tried.append(f"{candidate}: {str(error).splitlines()[0]}")
-    raise MissingLibraryError(
-        f"TensorRT is not installed here ({'; '.join(tried)}). On a Jetson it comes with JetPack: make the environment with --system-site-packages",
-        "pip install tensorrt   (or tensorrt-rtx-cu13, for GeForce RTX)",
-    )
-
-
 def serialize_engine(
     trt: Any,
     network: bytes,
@@ -121,7 +90,7 @@ def serialize_engine(
         BundleError: The library cannot parse it, or cannot build it; the message has the library's own words.
         CallerError: The library cannot do what the options ask for.
     """
-    options, said = options or EngineOptions(), _Said()
+    options, said = options or EngineOptions(), Said()
     logger = said.logger(trt)
     builder = trt.Builder(logger)
     flags, typed = _network_flags(trt)
@@ -156,15 +125,14 @@ def serialize_engine(
 def engine_of(bundle: Bundle, trt: Any, options: EngineOptions | None = None) -> tuple[str, dict[str, Any]]:
     """The key of the engine that a bundle has on this device, and what it is made of: ``device, library, version, bundle, options``."""
     options = options or EngineOptions()
-    device = "for " + " ".join(options.targets) if options.targets else _device()
     built_from = {
-        "device": device,
+        "device": "for " + " ".join(options.targets) if options.targets else device(),
         "library": trt.__name__,
         "version": trt.__version__,
         "bundle": bundle.hash,
         "options": json.loads(json.dumps(dataclasses.asdict(options))),
     }
-    return hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()[:16], built_from
+    return engine_key(built_from), built_from
 
 
 def build_engine(
@@ -195,55 +163,21 @@ def build_engine(
             "`actlet quantize --precision int8 --dialect portable`, float16 or float8, or take the float bundle."
         )
     key, built_from = engine_of(loaded, trt, options)
-    folder = loaded.path / "engines"
-    path, about = folder / f"{key}.engine", folder / f"{key}.json"
-    is_new = rebuild or not _is_whole(path, about)
+    folder = engines_folder(loaded.hash)
+    path = folder / f"{key}.engine"
+    is_new = rebuild or not is_whole(path)
     if is_new:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         plan = serialize_engine(
             trt,
             loaded.read("policy.onnx"),
             options,
             precision=loaded.manifest.precision,
-            timing_cache=folder / "timing.cache" if not options.targets else None,  # Nothing is timed on a GPU that is not here.
+            timing_cache=folder.parent / "timing.cache" if not options.targets else None,  # Nothing is timed on a GPU that is not here.
             progress=progress,
         )
-        write_bytes(path, plan)
-        # Last, so that an engine without it is half written.
-        write_json(about, {**built_from, "sha256": hashlib.sha256(plan).hexdigest(), "size_bytes": len(plan), "built": utc_now()})
+        save_engine(plan, built_from)
     return BuiltEngine(path, key, built_from, is_new, _layers(trt, path.read_bytes()) if not options.targets else None)
-
-
-def _is_whole(path: Path, about: Path) -> bool:
-    if not (path.is_file() and about.is_file()):
-        return False
-    try:
-        return bool(read_json(about)["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest())
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-class _Said:
-    """What the library said, the last errors of which belong in a message."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def logger(self, trt: Any) -> Any:
-        lines, least = self.lines, trt.ILogger.Severity.ERROR
-
-        class Logger(trt.ILogger):  # type: ignore[misc]  # Whichever library it is.
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if int(severity) <= int(least):
-                    lines.append(message)
-
-        return Logger()
-
-    def last(self) -> str:
-        return " / ".join(line.strip()[:300] for line in self.lines[-3:]) or "it does not say why"
 
 
 def _network_flags(trt: Any) -> tuple[int, bool]:
@@ -271,6 +205,10 @@ def _set_flags(trt: Any, config: Any, precision: str) -> None:
 
 
 def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
+    if hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(
+            trt.BuilderFlag.TF32
+        )  # On by default, and float32 would be rounded to 10 bits: the self-test would refuse its answers.
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if options.level is not None:
@@ -342,25 +280,9 @@ def _parser_error(error: Any) -> str:
     return f"{place}{str(error.desc()).strip()[:300]}"
 
 
-def _device() -> str:
-    """This machine's GPU and its driver, as they are told apart: an engine of one is not another's."""
-    if shutil.which("nvidia-smi") is not None:
-        question = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
-        done = subprocess.run(question, capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode == 0 and done.stdout.strip():
-            return done.stdout.strip().splitlines()[0]
-    model, release = Path("/proc/device-tree/model"), Path("/etc/nv_tegra_release")  # A Jetson has no nvidia-smi before JetPack 7.
-    if model.is_file() and release.is_file():
-        return f"{model.read_text(encoding='utf-8').strip(chr(0))}, {release.read_text(encoding='utf-8').splitlines()[0]}"
-    raise MissingLibraryError(
-        "no NVIDIA GPU is found here (nvidia-smi says nothing, and this is no Jetson). Build the engine on the robot: copy the bundle there, and run",
-        "actlet engine BUNDLE   (or here, for other GPUs, with TensorRT-RTX: --for SM86 SM89)",
-    )
-
-
 def _layers(trt: Any, plan: bytes) -> list[dict[str, str]] | None:
     """What the inspector says of a plan's layers, on a machine that can open it."""
-    engine = trt.Runtime(_Said().logger(trt)).deserialize_cuda_engine(plan)
+    engine = trt.Runtime(Said().logger(trt)).deserialize_cuda_engine(plan)
     if engine is None:
         return None
     document = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))

@@ -389,8 +389,7 @@ def _document(
 
 
 def _put(bundle: Path, manifest: Manifest, document: Mapping[str, Any]) -> None:
-    """Replace the bundle's folder by one with the certificate, if its files are still those of the manifest; engines of the old name are left
-    behind, since they are built anew."""
+    """Replace the bundle's folder by one with the certificate, if its files are still those of the manifest."""
     plain = read_json(bundle / MANIFEST_NAME)
     with new_folder(bundle, overwrite=True) as folder:
         for name in manifest.files:

@@ -3,7 +3,7 @@
 The checks, in order, one function each:
 
 1. the manifest parses, and its specifications agree with themselves (`actlet.manifest.read_named_manifest`);
-2. the folder holds the listed files and no others (`engines/` and signature.json apart), all plain files: no links, no folders, no devices;
+2. the folder holds the listed files and no others (signature.json apart), all plain files: no links, no folders, no devices;
 3. every file has the listed size, below a cap, and the listed SHA-256;
 4. golden.npz has the arrays that the specification asks for, and nothing pickled.
 
@@ -88,11 +88,9 @@ def _check_manifest_is_plain(folder: Path) -> None:
 def _check_listing(folder: Path, manifest: Manifest) -> None:
     """The folder holds exactly the listed files, all plain."""
     found = {entry.name: entry for entry in os.scandir(folder) if entry.name != MANIFEST_NAME}
-    engines, signature = found.pop("engines", None), found.pop(SIGNATURE_NAME, None)
+    signature = found.pop(SIGNATURE_NAME, None)
     if signature is not None and not signature.is_file(follow_symlinks=False):
         raise BundleError(f"{signature.path}: is a link, folder or device; expected a plain file, or none.")
-    if engines is not None and (engines.is_symlink() or not engines.is_dir(follow_symlinks=False)):
-        raise BundleError(f"{engines.path}: expected a folder of engines built on this device; remove it.")
     missing, unlisted = sorted(set(manifest.files) - set(found)), sorted(set(found) - set(manifest.files))
     if missing:
         raise BundleError(f"bundle {folder}: {missing} listed in {MANIFEST_NAME} but missing: copy the whole folder again.")

@@ -135,6 +135,7 @@ def drive(
     if not math.isclose(policy.spec.timing.rate_hz, robot.rate_hz, rel_tol=1e-3):
         raise SpecError(f"the policy was made for {policy.spec.timing.rate_hz} steps in a second, the robot has {robot.rate_hz}.")
     limiter = CommandLimiter(robot.action_spec, config.max_change)
+    _prepare(policy, instruction if instruction is not None else getattr(robot, "instruction", None))
     loop = _Loop(
         robot=robot,
         policy=policy,
@@ -157,6 +158,13 @@ def drive(
     finally:
         failures = _let_go(robot, limiter, hold=stop.reason != "done")
     return LoopResult(stopped_by=stop.reason, message=f"{stop}{failures}", statistics=loop.statistics)
+
+
+def _prepare(policy: Policy, instruction: str | None) -> None:
+    """Before anything moves, what the first decision of an instruction needs; some robots know theirs once they are connected."""
+    prepare = getattr(policy, "prepare", None)
+    if prepare is not None and instruction:
+        prepare(instruction)
 
 
 def _connect(robot: Robot) -> None:

@@ -5,8 +5,9 @@ Nothing is clipped here: these are the raw answers, which golden.npz records and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from runtime.network_check import check_network
 from runtime.ort_backend import OrtModel, SessionConfig, Signature
 from runtime.policy_network import PolicyNetwork
 from runtime.wordpiece import WordPiece
+
+if TYPE_CHECKING:
+    from runtime.tensorrt_backend import TensorrtModel
 
 __all__ = ["Networks"]
 
@@ -33,7 +37,8 @@ class Networks:
         tokenizer: Content of tokenizer.json.
         spec: What the policy is said to take and give; the network's inputs and outputs must agree.
         text_encoder: The same for the instruction network.
-        config: Threads and providers.
+        config: Threads, and the providers of policy.onnx; the instruction's network always runs on the processor.
+        engine: Opens an engine in policy.onnx's place (`runtime.policy_network`), or None.
 
     Raises:
         BundleError: A file holds what a bundle's network may not hold (`runtime.network_check`), cannot be loaded, or its inputs and outputs are others
@@ -50,6 +55,7 @@ class Networks:
         spec: PolicySpec,
         text_encoder: TextEncoderInfo | None,
         config: SessionConfig | None = None,
+        engine: Callable[[tuple[str, ...]], TensorrtModel] | None = None,
     ) -> None:
         self.spec = spec
         for name, content in (("policy.onnx", policy), ("condition.onnx", condition), ("instruction.onnx", instruction)):
@@ -59,8 +65,9 @@ class Networks:
         if text_encoder is not None:
             if instruction is None or tokenizer is None:
                 raise BundleError("a policy that reads instructions without instruction.onnx or tokenizer.json: export the bundle again.")
-            self._encoder = _Encoder(instruction, tokenizer, text_encoder, config)
-        self._policy = PolicyNetwork(policy, condition, config=config)
+            on_processor = dataclasses.replace(config or SessionConfig(), providers=("CPUExecutionProvider",))
+            self._encoder = _Encoder(instruction, tokenizer, text_encoder, on_processor)
+        self._policy = PolicyNetwork(policy, condition, config=config, engine=engine)
         inputs: Signature = {f"images.{c.name}": ("uint8", (1, c.height, c.width, 3)) for c in spec.observation.cameras}
         inputs |= {"state": ("float32", (1, spec.observation.state_dim))}
         inputs |= {"instruction": ("float32", (1, text_encoder.embedding_dim))} if text_encoder is not None else {}
@@ -76,7 +83,7 @@ class Networks:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """The providers that policy.onnx really runs on."""
+        """What policy.onnx really runs on: ONNX Runtime's providers, or the name and version of TensorRT."""
         return self._policy.providers
 
     def embed(self, text: str) -> NDArray[np.float32]:
@@ -86,6 +93,15 @@ class Networks:
             ObservationError: The text is longer than the encoder reads.
         """
         return self._encoder.embed(text) if self._encoder is not None else np.zeros(0, np.float32)
+
+    def prepare(self, vector: NDArray[np.float32]) -> None:
+        """Make policy.onnx ready for an instruction.
+
+        Args:
+            vector: float32 (E,), from `embed`.
+        """
+        if self._encoder is not None:
+            self._policy.prepare(vector[None])
 
     def answer(
         self,

@@ -62,7 +62,7 @@ def kind_of(path: str | Path) -> str:
     return str(kind)
 
 
-def open_policy(path: str | Path, threads: int = 1, *, trusted_keys: str | Path | None = None) -> Policy:
+def open_policy(path: str | Path, threads: int = 1, *, trusted_keys: str | Path | None = None, backend: str = "cpu") -> Policy:
     """Open a policy for inference.
 
     A bundle is first opened in a process of its own (`runtime.trial`), and where keys are trusted it must be signed with one of them.
@@ -71,9 +71,11 @@ def open_policy(path: str | Path, threads: int = 1, *, trusted_keys: str | Path 
         path: The folder of a bundle, a student or a teacher, the URL of an openpi server, or the file of a `runtime.rest_policy`.
         threads: Threads of one prediction on this machine's processor.
         trusted_keys: A public key, or a folder of them (`runtime.signature`); None for what ACTLET_TRUSTED_KEYS says, if it says anything.
+        backend: What runs a bundle's policy, of `runtime.backends.BACKENDS`; the trial before is on the processor in any case.
 
     Raises:
-        CallerError: The folder holds none of them, or what it holds is not sound.
+        CallerError: The folder holds none of them, or what it holds is not sound; or it is no bundle, and a backend is named.
+        MissingLibraryError: What was asked for cannot run here.
         RemoteError: The server cannot be reached.
     """
     keys = keys_to_trust(trusted_keys)
@@ -83,12 +85,14 @@ def open_policy(path: str | Path, threads: int = 1, *, trusted_keys: str | Path 
             f"policy {path}: is a {kind}, and this robot only opens bundles that are signed ({keys}): give one, or take back the trusted keys "
             f"(--trusted-keys, {TRUSTED_KEYS_VARIABLE})."
         )
+    if kind != "bundle" and backend != "cpu":
+        raise CallerError(f"policy {path}: is a {kind}, and --backend {backend} is for bundles: leave it out, or give a bundle.")
     if kind == "server":
         from runtime.remote_policy import RemotePolicy
 
         return RemotePolicy(str(path))
     if kind == "bundle":
-        return _open_bundle(path, threads, keys)
+        return _open_bundle(path, threads, keys, backend)
     module, function = (_CHECKPOINTS | _FILES)[kind]
     if kind in _CHECKPOINTS:
         importlib.import_module("torch").set_num_threads(threads)
@@ -96,12 +100,12 @@ def open_policy(path: str | Path, threads: int = 1, *, trusted_keys: str | Path 
     return opened
 
 
-def _open_bundle(path: str | Path, threads: int, keys: Path | None) -> Policy:
+def _open_bundle(path: str | Path, threads: int, keys: Path | None, backend: str) -> Policy:
     from runtime.policy import BundlePolicy
 
     names = [require_signature(path, keys)] if keys is not None else []
     names.append(try_bundle(path, threads=threads))
-    policy = BundlePolicy(path, threads=threads)
+    policy = BundlePolicy(path, threads=threads, backend=backend)
     if set(names) != {policy.bundle.hash}:
         raise BundleError(f"bundle {path}: was exchanged while it was opened ({[*names, policy.bundle.hash]}): it is refused.")
     return policy

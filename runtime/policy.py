@@ -7,19 +7,24 @@ instruction is encoded when it is first seen and remembered, so that a control s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actlet.errors import BundleError, RobotFault
+from actlet.errors import BundleError, RobotFault, UnknownNameError
 from actlet.manifest import CONDITION_NAME, Manifest
 from actlet.protocols import ActionChunk, Observation, committed_rows
+from runtime.backends import BACKENDS
 from runtime.bundle import Bundle, load_bundle
 from runtime.golden import Golden
 from runtime.networks import Networks
 from runtime.ort_backend import SessionConfig
+
+if TYPE_CHECKING:
+    from runtime.tensorrt_backend import TensorrtModel
 
 __all__ = ["BundlePolicy"]
 
@@ -32,16 +37,22 @@ class BundlePolicy:
     Args:
         path: The bundle's folder.
         threads: Threads of ONNX Runtime.
-        config: All session options, instead of `threads`.
+        config: All session options, instead of `threads` and `backend`.
+        backend: Of `runtime.backends.BACKENDS`: what runs policy.onnx.
 
     Raises:
         BundleError: The folder is not a sound bundle, or its answers differ from the recorded ones.
-        MissingLibraryError: A provider that was asked for cannot run here.
+        MissingLibraryError: What was asked for cannot run here, or there is no engine of the bundle.
+        UnknownNameError: No such backend.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 1, config: SessionConfig | None = None) -> None:
+    def __init__(self, path: str | Path, *, threads: int = 1, config: SessionConfig | None = None, backend: str = "cpu") -> None:
+        if backend not in BACKENDS:
+            raise UnknownNameError("backend", backend, list(BACKENDS))
         self.bundle: Bundle = load_bundle(path)
         manifest = self.bundle.manifest
+        if config is None:
+            config = SessionConfig(threads=threads, integers=manifest.precision != "float8", providers=BACKENDS[backend])
         self.spec = manifest.spec
         self.networks = Networks(
             policy=self.bundle.read("policy.onnx"),
@@ -50,7 +61,8 @@ class BundlePolicy:
             tokenizer=self.bundle.read("tokenizer.json") if manifest.text_encoder is not None else None,
             spec=manifest.spec,
             text_encoder=manifest.text_encoder,
-            config=config or SessionConfig(threads=threads, integers=manifest.precision != "float8"),
+            config=config,
+            engine=_engine_of(self.bundle) if backend == "tensorrt" else None,
         )
         self.clipped = 0
         """Action values outside the specification's limits so far; each was set to the limit."""
@@ -58,6 +70,15 @@ class BundlePolicy:
         self._high = np.asarray(self.spec.action.high, np.float32)
         self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         _self_test(self.networks, self.bundle.golden, manifest, str(self.bundle.path))
+
+    def prepare(self, instruction: str) -> None:
+        """Encode an instruction and make the network ready for it, so that its first decision takes no longer than the others.
+
+        Raises:
+            ObservationError: The text is longer than the encoder reads.
+            RobotFault: A network answered with something that is not finite.
+        """
+        self.networks.prepare(self._vector(instruction))
 
     def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
         """One chunk per observation, computed one after the other (a bundle's networks have batch 1).
@@ -91,6 +112,20 @@ class BundlePolicy:
                 self._vectors.popitem(last=False)
         self._vectors.move_to_end(instruction)
         return vector
+
+
+def _engine_of(bundle: Bundle) -> Callable[[tuple[str, ...]], TensorrtModel]:
+    """Opens the engine of a bundle on this machine; nothing of TensorRT is imported before."""
+
+    def open_engine(held: tuple[str, ...]) -> TensorrtModel:
+        from runtime.tensorrt_backend import TensorrtModel
+        from runtime.tensorrt_library import find_engine, load_library
+
+        trt = load_library()
+        path = find_engine(bundle.hash, trt, str(bundle.path))
+        return TensorrtModel(path.read_bytes(), trt, held=held, where=str(path))
+
+    return open_engine
 
 
 def _self_test(networks: Networks, golden: Golden, manifest: Manifest, where: str) -> None:

@@ -39,6 +39,7 @@ from typing import Any
 
 from actlet.errors import CallerError, UnknownNameError
 from actlet.protocols import Policy, Robot
+from runtime.backends import add_backend
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
 from runtime.loop_statistics import LoopStatistics
@@ -151,6 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as-fast-as-possible", action="store_false", dest="realtime", default=None, help="do not wait (default for the simulated arm)"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of inference (default: 1)")
+    add_backend(parser)
     parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
     parser.add_argument("--schedule", choices=("newest", "receding"), default="newest", help="which chunk is used (default: newest)")
     parser.add_argument(
@@ -168,7 +170,7 @@ examples:
 def run(arguments: argparse.Namespace) -> int:
     """The verb `run`."""
     # First: a wrong path should not take a simulator's start to be seen.
-    policy = open_policy(arguments.policy, arguments.threads, trusted_keys=arguments.trusted_keys)
+    policy = open_policy(arguments.policy, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend)
     robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed)
     status = _StatusLine(robot, arguments.instruction, arguments.steps)
     result = run_policy(

@@ -35,6 +35,7 @@ from typing import Any
 from actlet import __version__
 from actlet.errors import ActletError, CallerError, MissingExtraError
 from actlet.protocols import ActionChunk, Policy
+from runtime.backends import add_backend
 from runtime.opening import open_policy
 from runtime.question_batches import Question, answer_together, describe_teacher
 from runtime.remote_policy import METADATA_KEY
@@ -266,6 +267,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=int, default=defaults.connections, help=f"robots at once (default: {defaults.connections})")
     parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
     parser.add_argument("--threads", type=int, default=1, help="threads of the policy (default: 1)")
+    add_backend(parser)
     parser.add_argument(
         "--wire", choices=("openpi", "act"), default="openpi", help="openpi's websocket, or OpenVLA's POST /act (default: openpi)"
     )
@@ -288,8 +290,10 @@ def run(arguments: argparse.Namespace) -> int:
     teachers = importlib.import_module("distill")
     folder = teachers.teacher_folder(arguments.policy or teachers.SHIPPED)
     if arguments.wire == "act":
-        return _serve_rest(open_policy(folder, arguments.threads, trusted_keys=arguments.trusted_keys), config, str(folder))
-    server = PolicyServer(open_policy(folder, arguments.threads, trusted_keys=arguments.trusted_keys), config)
+        return _serve_rest(
+            open_policy(folder, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend), config, str(folder)
+        )
+    server = PolicyServer(open_policy(folder, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend), config)
     return asyncio.run(_serve_until_signalled(server, str(folder)))
 
 

@@ -114,7 +114,7 @@ def test_an_oversized_manifest_is_not_read(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "/etc/passwd", "a\\b", ".hidden", "engines", "manifest.json", "a\x00", "ü", "a" * 200]
+    "name", ["", ".", "..", "a/b", "/etc/passwd", "a\\b", ".hidden", "signature.json", "manifest.json", "a\x00", "ü", "a" * 200]
 )
 def test_names_that_leave_the_folder_or_hide_are_refused(name: str) -> None:
     """Only plain names."""
@@ -122,9 +122,8 @@ def test_names_that_leave_the_folder_or_hide_are_refused(name: str) -> None:
         check_file_name(name)
 
 
-def test_record_files_lists_everything_but_the_manifest_and_engines(tiny_bundle: Path) -> None:
+def test_record_files_lists_everything_but_the_manifest(tiny_bundle: Path) -> None:
     """Names, hashes and sizes are those of the folder."""
-    (tiny_bundle / "engines").mkdir()
     (tiny_bundle / "README.md").write_text("card")
     records = record_files(tiny_bundle)
     assert set(records) == {"policy.onnx", "instruction.onnx", "tokenizer.json", "golden.npz", "README.md"}

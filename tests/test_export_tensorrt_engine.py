@@ -22,11 +22,19 @@ from actlet.command_line import main
 from actlet.errors import BundleError, CallerError, MissingLibraryError
 from actlet.storage import read_json
 from export import tensorrt_engine
-from export.tensorrt_engine import EngineOptions, build_engine, engine_of, load_library, serialize_engine
+from export.tensorrt_engine import EngineOptions, build_engine, engine_of, serialize_engine
 from quantize.frames import Frames, frames_of_golden
 from quantize.quantize_bundle import quantize_bundle
 from quantize.schemes import scheme
 from runtime.bundle import load_bundle
+from runtime.tensorrt_library import load_library
+
+
+@pytest.fixture(autouse=True)
+def _engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not among the user's own."""
+    monkeypatch.setenv("ACTLET_ENGINES", str(tmp_path / "engines"))
+
 
 NAMES: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "data" / "tensorrt_names.json").read_text())
 
@@ -199,7 +207,7 @@ def test_every_kind_of_graph_is_built(rtx: Any, tiny_float_bundle: Path, frames:
     assert not build_engine(bundle, EngineOptions(targets=targets), trt=rtx).is_new
     built.path.write_bytes(b"half")
     assert build_engine(bundle, EngineOptions(targets=targets), trt=rtx).is_new
-    load_bundle(bundle)  # Engines are no files of the bundle.
+    load_bundle(bundle)  # Nothing was put into its folder.
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -252,7 +260,7 @@ def test_another_device_version_or_bundle_is_another_key(tiny_bundle: Path, monk
     """And so are other options: an engine is of all of them."""
     bundle, keys = load_bundle(tiny_bundle), set()
     for device in ("Orin, 540.4", "Orin, 540.5"):
-        monkeypatch.setattr(tensorrt_engine, "_device", lambda device=device: device)
+        monkeypatch.setattr(tensorrt_engine, "device", lambda device=device: device)
         for version in ("tensorrt 10.3.0", "tensorrt 10.13.0.35"):
             for options in (EngineOptions(), EngineOptions(level=5)):
                 keys.add(engine_of(bundle, Library(version), options)[0])
@@ -282,4 +290,4 @@ def test_the_verb_builds_and_says_where(rtx: Any, tiny_float_bundle: Path, tmp_p
     assert main(arguments) == 0
     assert "was there: " in capsys.readouterr().out
     assert main([*arguments[:-1], "SM1"]) == 2
-    assert np.size(list((tmp_path / "b" / "engines").glob("*.engine"))) == 1
+    assert np.size(list((tmp_path / "engines").glob("*/*.engine"))) == 1
