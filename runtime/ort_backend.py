@@ -13,7 +13,10 @@ On a GPU the memory that is bound is the GPU's, and the whole run is recorded as
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +112,9 @@ class OrtModel:
         self.where = where
         config = config or SessionConfig()
         _require_available(config.providers, onnxruntime.get_available_providers())
+        self._on_gpu = config.providers[0] in GPU_PROVIDERS
+        if self._on_gpu:
+            _load_cuda_libraries()
         try:
             providers = [(name, _GPU_OPTIONS.get(name, {})) for name in config.providers]
             self._session = onnxruntime.InferenceSession(model, config.options(), providers=providers)
@@ -120,7 +126,6 @@ class OrtModel:
         self.inputs = _signature(self._session.get_inputs(), where)
         self.outputs = _signature(self._session.get_outputs(), where)
         self._binding = self._session.io_binding()
-        self._on_gpu = config.providers[0] in GPU_PROVIDERS
         self._in = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.inputs.items()}
         self._out = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.outputs.items()}
         if self._on_gpu:
@@ -182,6 +187,13 @@ class OrtModel:
     def end_profile(self) -> Path:
         """Where ONNX Runtime wrote its profile (a list of events as JSON); of a network with `SessionConfig.profile`, once."""
         return Path(self._session.end_profiling())
+
+
+@functools.cache
+def _load_cuda_libraries() -> None:
+    """CUDA and cuDNN as NVIDIA's packages of PyPI hold them, where they are: a provider finds them when they are loaded. What it lacks, it says itself."""
+    with contextlib.suppress(AttributeError), contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
 
 
 def _require_available(asked: tuple[str, ...], available: list[str]) -> None:
