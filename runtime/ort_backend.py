@@ -117,10 +117,14 @@ class OrtModel:
             _load_cuda_libraries()
         try:
             providers = [(name, _GPU_OPTIONS.get(name, {})) for name in config.providers]
-            self._session = onnxruntime.InferenceSession(model, config.options(), providers=providers)
+            # Without its fallback, which would make another session on whatever loads, and say so on stdout alone.
+            self._session = onnxruntime.InferenceSession(model, config.options(), providers=providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors have no common class below Exception.
+            if self._on_gpu and (why := _of_provider(error)):
+                raise MissingLibraryError(
+                    f"{where}: ONNX Runtime provider {config.providers[0]} cannot run it here ({why})", "actlet doctor"
+                ) from error
             raise BundleError(f"{where}: ONNX Runtime {onnxruntime.__version__} cannot load it ({_first_line(error)}).") from error
-        self._session.disable_fallback()
         self.providers = tuple(self._session.get_providers())
         _require_running(config.providers, self.providers)
         self.inputs = _signature(self._session.get_inputs(), where)
@@ -224,6 +228,15 @@ def _signature(values: list[Any], where: str) -> Signature:
             )
         signature[value.name] = (_DTYPES[value.type], tuple(value.shape))
     return signature
+
+
+def _of_provider(error: Exception) -> str:
+    """Why a GPU's provider refused, where it is not the network's fault; empty where it is."""
+    said = " ".join(str(error).split())
+    if "not been partitioned" in said or "fallback to CPU EP has been explicitly disabled" in said:
+        return "it lacks an operator of this network: take float32, float16 or int4 for a GPU"
+    missing = ("Please install", "Failed to load", "Require cuDNN", "cannot open shared object")
+    return f"a library of it is absent: {said[:200]}" if any(words in said for words in missing) else ""
 
 
 def _first_line(error: Exception) -> str:
