@@ -42,14 +42,17 @@ from actlet.protocols import Policy, Robot
 from runtime.backends import add_backend
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
+from runtime.inference_process import InferenceProcess
+from runtime.inference_worker import WorkerConfig
 from runtime.loop_statistics import LoopStatistics
-from runtime.opening import open_policy
-from runtime.signature import TRUSTED_KEYS_HELP
+from runtime.opening import is_remote, kind_of, open_policy
+from runtime.real_time import RealTime, take_real_time
+from runtime.signature import TRUSTED_KEYS_HELP, keys_to_trust
 
 __all__ = ["SIMULATED_ROBOT", "add_arguments", "make_robot", "run", "run_policy"]
 
 SIMULATED_ROBOT = "episodes.simulated_robot:make_robot"
-_STATUS_EVERY_S = 0.2
+_STATUS_EVERY_S, _PRIORITY = 0.2, 80
 _EXIT_CODES = {"steps": 0, "done": 0, "terminate": 0, "interrupted": 130}  # The others: 1.
 
 
@@ -86,7 +89,7 @@ def make_robot(name: str = SIMULATED_ROBOT, **options: Any) -> Robot:
 
 
 def run_policy(
-    policy: str | Path | Policy,
+    policy: str | Path | Policy | InferenceProcess,
     robot: Robot,
     instruction: str | None = None,
     *,
@@ -99,7 +102,8 @@ def run_policy(
     """Drive a robot until it is done.
 
     Args:
-        policy: A bundle's folder, a checkpoint's, the URL of a server, or a policy that is open already.
+        policy: A bundle's folder, a checkpoint's, the URL of a server, or a policy that is open already, in this process or in processes of its own
+            (`runtime.inference_process`; these are closed at the end).
         robot: What moves.
         instruction: What to do; None for the robot's own `instruction`.
         realtime: Keep the clock; None for yes unless the robot's `virtual_time` says that it need not be kept.
@@ -119,6 +123,7 @@ def run_policy(
         realtime = not getattr(robot, "virtual_time", False)
     # A policy that was made for no delay must have its observation and its first action in the same step.
     threaded = realtime and policy.spec.timing.max_delay_steps > 0
+    elsewhere = policy if isinstance(policy, InferenceProcess) and threaded else None
     config = LoopConfig(
         max_steps=steps,
         realtime=realtime,
@@ -126,7 +131,13 @@ def run_policy(
         inference="thread" if threaded else "inline",
         schedule=schedule or ScheduleConfig(),
     )
-    result = drive(robot, policy, instruction, config, on_step=on_step)
+    try:
+        result = drive(
+            robot, policy, instruction, config, on_step=on_step, inference=(lambda policy, clock: elsewhere) if elsewhere else None
+        )
+    finally:
+        if isinstance(policy, InferenceProcess):
+            policy.close()
     result.statistics.clipped += getattr(policy, "clipped", 0) - clipped_before
     return result
 
@@ -151,6 +162,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pace.add_argument(
         "--as-fast-as-possible", action="store_false", dest="realtime", default=None, help="do not wait (default for the simulated arm)"
     )
+    parser.add_argument(
+        "--inference",
+        choices=("process", "thread"),
+        help="where the policy runs in real time: in processes of its own, with a standby that takes over when it dies or hangs, or in a thread of this one "
+        "(default: process on Linux)",
+    )
+    parser.add_argument(
+        "--priority",
+        type=int,
+        help="real-time priority of the loop, 1 to 99, 0 for none (default: 80 in real time, none for the simulated arm)",
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of inference (default: 1)")
     add_backend(parser)
     parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
@@ -169,15 +191,22 @@ examples:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `run`."""
-    # First: a wrong path should not take a simulator's start to be seen.
-    policy = open_policy(arguments.policy, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend)
+    if not is_remote(arguments.policy):
+        kind_of(arguments.policy)  # First: a wrong path should not take a simulator's start to be seen.
     robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed)
+    is_simulated = getattr(robot, "virtual_time", False)
+    realtime = arguments.realtime if arguments.realtime is not None else not is_simulated
+    priority = (0 if is_simulated or not realtime else _PRIORITY) if arguments.priority is None else arguments.priority
+    policy = _open(arguments, realtime, priority)
+    if realtime and priority:
+        for refused in take_real_time(RealTime(priority=priority, quiet_collector=True)):
+            print(f"not in real time: {refused}", file=sys.stderr)
     status = _StatusLine(robot, arguments.instruction, arguments.steps)
     result = run_policy(
         policy,
         robot,
         arguments.instruction,
-        realtime=arguments.realtime,
+        realtime=realtime,
         rate_hz=arguments.rate_hz,
         steps=arguments.steps,
         schedule=ScheduleConfig(rule=arguments.schedule, blend_steps=arguments.blend_steps),
@@ -187,6 +216,21 @@ def run(arguments: argparse.Namespace) -> int:
     for label, value in _rows(robot, result):
         print(f"{label:<18} {value}")
     return _EXIT_CODES.get(result.stopped_by, 1)
+
+
+def _open(arguments: argparse.Namespace, realtime: bool, priority: int) -> Policy | InferenceProcess:
+    """The policy, here or in processes of its own."""
+    if not realtime or arguments.inference == "thread" or (arguments.inference is None and not sys.platform.startswith("linux")):
+        return open_policy(arguments.policy, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend)
+    keys = keys_to_trust(arguments.trusted_keys)
+    worker = WorkerConfig(
+        policy=arguments.policy,
+        threads=arguments.threads,
+        backend=arguments.backend,
+        trusted_keys=None if keys is None else str(keys.absolute()),
+        priority=max(1, priority // 2) if priority else None,  # Below the loop's, above everything else's.
+    )
+    return InferenceProcess(arguments.policy, worker=worker)
 
 
 class _StatusLine:

@@ -1,0 +1,140 @@
+"""The process that infers: opens the policy, says that it is ready, and answers questions, or stands by until it is told to take over.
+
+Started by `runtime.supervisor` as ``python -m runtime.inference_worker``, with what it shares as file descriptors. It ends when the supervisor does (its
+end of a pipe closes). Whatever happens in here, the control process only sees no answer: it crashes, hangs or takes all memory alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import mmap
+import os
+import select
+import struct
+import sys
+import time
+from pathlib import Path
+
+from actlet.errors import ActletError
+from actlet.protocols import Policy
+from runtime.mailbox import Mailbox
+from runtime.messages import most_bytes, pack_answer, unpack_question
+from runtime.opening import open_policy
+from runtime.real_time import RealTime, take_real_time
+
+__all__ = ["ANSWERED", "ASKED", "PAGE_BYTES", "Shared", "WorkerConfig"]
+
+ASKED, ANSWERED, PAGE_BYTES = struct.Struct("<QQ"), struct.Struct("<Q"), 128
+"""What the supervisor looks at, in one page of memory: at 0, by the control process, the number of the newest question, and since when, in monotonic
+nanoseconds, there has been one without an answer; at 64, by the worker, the number of the last question that it answered."""
+_ANSWERED_AT = 64
+_LOOK_MS = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """File descriptors that all have."""
+
+    questions: int
+    answers: int
+    status: int
+    """Mailbox of the supervisor's word."""
+    asked: int
+    """An eventfd: counts up with every question."""
+    page: int
+    """Memory with `ASKED` and `ANSWERED`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerConfig:
+    """What a worker opens, and how it runs."""
+
+    policy: str
+    """As `runtime.opening.open_policy` takes it."""
+    threads: int = 1
+    backend: str = "cpu"
+    trusted_keys: str | None = None
+    priority: int | None = None
+    """SCHED_FIFO priority, None for none."""
+    memory_bytes: int | None = None
+    """Most address space, None for no limit (a GPU's libraries reserve more than there is)."""
+
+
+def main() -> int:
+    """The worker."""
+    asked = json.loads(sys.argv[1])
+    config, shared = WorkerConfig(**asked["config"]), Shared(**asked["shared"])
+    said, take_over, parent = asked["said"], asked["take_over"], asked["parent"]
+    try:
+        if config.memory_bytes is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_AS, (config.memory_bytes, config.memory_bytes))
+        policy = open_policy(config.policy, config.threads, trusted_keys=config.trusted_keys, backend=config.backend)
+        take_real_time(RealTime(priority=config.priority, lock_memory=False))  # After its threads were made: they stay ordinary ones.
+    except ActletError as error:
+        os.write(said, json.dumps({"error": str(error)}).encode() + b"\n")
+        return 3
+    os.write(said, json.dumps({"spec": policy.spec.to_dict()}).encode() + b"\n")
+    sizes = most_bytes(policy.spec)
+    questions, answers = Mailbox(shared.questions, sizes[0]), Mailbox(shared.answers, sizes[1])
+    page = mmap.mmap(shared.page, PAGE_BYTES)
+    poll = select.poll()
+    poll.register(take_over, select.POLLIN)
+    poll.register(parent, select.POLLIN)
+    answered, active, warm_for = 0, False, None
+    while True:
+        ready = dict(poll.poll(None if active else _LOOK_MS))
+        if parent in ready:
+            return 0
+        if take_over in ready and not active:
+            active = True
+            poll.unregister(take_over)
+            poll.register(shared.asked, select.POLLIN)
+        if shared.asked in ready:
+            try:
+                os.eventfd_read(shared.asked)
+            except BlockingIOError:
+                continue
+        if not active:
+            warm_for = _keep_warm(policy, questions, warm_for)
+            continue
+        # At the take-over too: what was asked of the one before is answered by this one.
+        got = questions.read(max(answered, ANSWERED.unpack_from(page, _ANSWERED_AT)[0]))
+        if got is not None:
+            answered = got[0]
+            _answer(policy, answers, *got)
+            ANSWERED.pack_into(page, _ANSWERED_AT, answered)
+
+
+def _answer(policy: Policy, answers: Mailbox, number: int, content: bytes) -> None:
+    question = unpack_question(policy.spec, content)
+    try:
+        (found,) = policy.predict([question.observation], [question.instruction])
+    except Exception as error:  # Whatever a policy raises, the loop must see it as an answer.
+        answers.write(pack_answer(number, question, time.monotonic(), f"{type(error).__name__}: {error}"))
+        return
+    answers.write(pack_answer(number, question, time.monotonic(), found))
+
+
+def _keep_warm(policy: Policy, questions: Mailbox, warm_for: str | None) -> str | None:
+    """A standby answers one question of every instruction to itself, so that the first that counts takes no longer than the others."""
+    got = questions.read()
+    if got is None:
+        return warm_for
+    question = unpack_question(policy.spec, got[1])
+    if question.instruction != warm_for:
+        with contextlib.suppress(Exception):  # One that cannot be answered is the active worker's to tell.
+            policy.predict([question.observation], [question.instruction])
+    return question.instruction
+
+
+def home() -> Path:
+    """The folder that the packages lie in: what `python -m` must find first, whatever folder one is in."""
+    return Path(__file__).resolve().parents[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
