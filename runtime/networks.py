@@ -68,6 +68,9 @@ class Networks:
             on_processor = dataclasses.replace(config or SessionConfig(), providers=("CPUExecutionProvider",))
             self._encoder = _Encoder(instruction, tokenizer, text_encoder, on_processor)
         self._policy = PolicyNetwork(policy, condition, config=config, engine=engine)
+        self._cameras = [(camera.name, f"images.{camera.name}") for camera in spec.observation.cameras]
+        told = spec.timing.committed_steps
+        self._nothing_on_its_way = np.zeros((1, told, 1 + spec.action.dim), np.float32) if told else None
         inputs: Signature = {f"images.{c.name}": ("uint8", (1, c.height, c.width, 3)) for c in spec.observation.cameras}
         inputs |= {"state": ("float32", (1, spec.observation.state_dim))}
         inputs |= {"instruction": ("float32", (1, text_encoder.embedding_dim))} if text_encoder is not None else {}
@@ -121,12 +124,12 @@ class Networks:
         Returns:
             Actions float32 (H, A) in physical units, not clipped, and confidence float32 (H,).
         """
-        feeds: dict[str, NDArray[Any]] = {f"images.{camera.name}": images[camera.name][None] for camera in self.spec.observation.cameras}
-        feeds["state"] = state.astype(np.float32)[None]
+        feeds: dict[str, NDArray[Any]] = {fed: images[name][None] for name, fed in self._cameras}
+        feeds["state"] = state.astype(np.float32, copy=False)[None]
         if self._encoder is not None:
             feeds["instruction"] = vector[None]
-        if told := self.spec.timing.committed_steps:
-            feeds["committed"] = np.zeros((1, told, 1 + self.spec.action.dim), np.float32) if committed is None else committed[None]
+        if self._nothing_on_its_way is not None:
+            feeds["committed"] = self._nothing_on_its_way if committed is None else committed[None]
         outputs = self._policy.run(feeds)
         return outputs["actions"][0], outputs["confidence"][0]
 

@@ -172,7 +172,7 @@ class OrtModel:
             bound = self._in.get(name)
             if bound is None or array.dtype != bound.dtype or array.shape != bound.shape:
                 raise self._unlike(feeds)
-            np.copyto(bound, array)
+            bound[...] = array
         try:
             if self._on_gpu:
                 for name, value in self._gpu_in.items():

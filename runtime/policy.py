@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from actlet.errors import BundleError, RobotFault, UnknownNameError
 from actlet.manifest import CONDITION_NAME, Manifest
 from actlet.protocols import ActionChunk, Observation, committed_rows
+from actlet.specs import all_finite
 from runtime.backends import BACKENDS
 from runtime.bundle import Bundle, load_bundle
 from runtime.golden import Golden
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["BundlePolicy"]
 
 _REMEMBERED_INSTRUCTIONS = 32
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 class BundlePolicy:
@@ -93,13 +95,13 @@ class BundlePolicy:
         self.spec.observation.check(observation.images, observation.state)
         committed = committed_rows(observation, self.spec)
         actions, confidence = self.networks.answer(observation.images, observation.state, self._vector(instruction), committed)
-        if not (np.isfinite(actions).all() and np.isfinite(confidence).all()):
+        if not (all_finite(actions) and all_finite(confidence)):
             where = np.argwhere(~np.isfinite(actions))
             first = f"actions[{where[0][0]}] {self.spec.action.names[where[0][1]]!r}" if len(where) else "confidence"
             raise RobotFault(f"policy.onnx answered with a value that is not finite ({first}); the chunk is refused.")
-        inside = np.clip(actions, self._low, self._high)
-        self.clipped += int((inside != actions).sum())
-        return ActionChunk(actions=inside, confidence=np.clip(confidence, 0.0, 1.0))
+        inside = np.minimum(np.maximum(actions, self._low), self._high)  # np.clip takes ten times as long for so few values.
+        self.clipped += int(np.count_nonzero(inside != actions))
+        return ActionChunk(actions=inside, confidence=np.minimum(np.maximum(confidence, _ZERO), _ONE))
 
     def _vector(self, instruction: str) -> NDArray[np.float32]:
         vector = self._vectors.get(instruction)
