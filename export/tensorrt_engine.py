@@ -160,7 +160,7 @@ def build_engine(
     if "tensorrt" not in loaded.manifest.made_for:
         raise BundleError(
             f"bundle {bundle}: {loaded.manifest.precision}, made for {list(loaded.manifest.made_for)}: TensorRT does not read it. Make one with "
-            "`actlet quantize --precision int8 --dialect portable`, float16 or float8, or take the float bundle."
+            "`actlet quantize --precision int8 --dialect portable` (or int4), float16 or float8, or take the float bundle."
         )
     key, built_from = engine_of(loaded, trt, options)
     folder = engines_folder(loaded.hash)
@@ -309,7 +309,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb `engine`."""
     parser.epilog = EPILOG
     parser.add_argument(
-        "bundle", type=Path, help="a bundle that is made for TensorRT: float32, float16, float8, or int8 with --dialect portable"
+        "bundle", type=Path, help="a bundle that is made for TensorRT: float32, float16, float8, or int8 or int4 with --dialect portable"
     )
     parser.add_argument("--library", choices=LIBRARIES, help="(default: the first that is installed)")
     parser.add_argument("--workspace-mb", type=int, help="memory for a layer's intermediate results (default: the library's)")

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, help="the bundle folder to make")
     parser.add_argument("--data", help="a LeRobotDataset folder: calibrates, and judges")
-    parser.add_argument("--dialect", choices=("cpu", "portable"), help="int8 for ONNX Runtime (default) or also for TensorRT")
+    parser.add_argument("--dialect", choices=("cpu", "portable"), help="int8 or int4 for ONNX Runtime (default) or also for TensorRT")
     parser.add_argument(
         "--rule", choices=("minmax", "percentile", "mse"), help=f"int8: how ranges are chosen (default: {Int8Config().rule})"
     )

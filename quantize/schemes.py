@@ -7,7 +7,7 @@ all nodes that are worth it, and both take exceptions, so that int8, int4 and fl
     int8              int8, ranges calibrated   int8              yes             ONNX Runtime; TensorRT in the dialect "portable"
     int8-dynamic      int8, products alone      int8              no              ONNX Runtime
     int8-weights      float                     int8 in blocks    no              ONNX Runtime
-    int4              float                     int4 in blocks    for gptq        ONNX Runtime
+    int4              float                     int4 in blocks    for gptq        ONNX Runtime; TensorRT in the dialect "portable"
     int4-int8         int8, ranges calibrated   int4 in blocks    yes             ONNX Runtime
     float16           float16                   float16           no              both; without such arithmetic it is float32
     float8            float8 (E4M3)             float8            yes             TensorRT; ONNX Runtime shows the rounding, no speed
@@ -53,7 +53,8 @@ class Scheme:
     @property
     def made_for(self) -> tuple[Runtime, ...]:
         """The runtimes that take such a file."""
-        both = self.precision in ("float16", "float8") or (self.int8 is not None and self.int8.is_portable)
+        stored_so = self.int8 is None and self.weights is not None and self.weights.dialect == "portable"
+        both = self.precision in ("float16", "float8") or (self.int8 is not None and self.int8.is_portable) or stored_so
         return ("onnxruntime", "tensorrt") if both else ("onnxruntime",)
 
     def quantize(self, model: onnx.ModelProto, frames: Frames | None = None) -> onnx.ModelProto:
@@ -116,7 +117,7 @@ PRECISIONS = tuple(_PARTS)
 """What `scheme` takes."""
 # A setting's name -> the parts that have it.
 _SETTINGS = {
-    "dialect": ("int8",),
+    "dialect": ("int8", "weights"),
     "rule": ("int8",),
     "weight_levels": ("int8", "dynamic"),
     "block": ("weights",),
@@ -132,7 +133,7 @@ def scheme(precision: str, *, exclude: tuple[str, ...] = (), keep: tuple[str, ..
         precision: One of `PRECISIONS`.
         exclude: Nodes whose arithmetic stays float.
         keep: Nodes whose weights are stored as their arithmetic has them, not in blocks.
-        settings: Of `Int8Config` (dialect, rule, weight_levels) and `WeightConfig` (block, method, symmetric). With method="hqq" and without
+        settings: Of `Int8Config` (dialect, rule, weight_levels) and `WeightConfig` (block, method, symmetric, dialect). With method="hqq" and without
             `symmetric` the grid is not symmetric.
 
     Raises:
@@ -148,7 +149,7 @@ def scheme(precision: str, *, exclude: tuple[str, ...] = (), keep: tuple[str, ..
     for name, value in settings.items():
         takers = [part for part in _SETTINGS[name] if part in parts]
         fixed = ("rule", "weight_levels") if precision == "float8" else ()
-        if not takers or name in fixed or (name == "dialect" and precision != "int8"):
+        if not takers or name in fixed or (name == "dialect" and precision not in ("int8", "int4")):
             raise QuantizationError(f"{name.replace('_', ' ')} {value!r} has no meaning for {precision}: leave it out.")
         for part in takers:
             changes[part][name] = value

@@ -3,7 +3,7 @@
 How the grid of a block is chosen, and how weights are rounded to it: `quantize.block_rounding`. In the file a weight is an int4 or int8
 constant, Cast, Mul by the scales, (Add of the offsets,) Reshape (opset 21: the first with int4), which ONNX Runtime computes once, at
 load. The obvious form, DequantizeLinear with blocks, it does not fold (measured with 1.31): it would unpack all weights at every step,
-and it has no 4-bit convolution at all.
+and it has no 4-bit convolution at all. TensorRT reads the obvious form alone: the dialect "portable".
 
 What is unpacked is one of two things, so that how a weight is stored and how it is computed with are two choices:
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
@@ -34,7 +35,7 @@ from quantize.input_products import input_products
 __all__ = ["OPSET", "WeightConfig", "pack", "packed_nodes", "products_for", "quantize_weights", "require_stored", "will_be_packed"]
 
 OPSET = 21
-_UNPACKING = ("Reshape", "Slice", "Add", "Mul", "Round", "Clip", "Cast")
+_UNPACKING = ("Reshape", "Slice", "Add", "Mul", "Round", "Clip", "Cast", "DequantizeLinear")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class WeightConfig:
     """Without an offset, which would be another 16 bits a block."""
     method: Method = "rtn"
     """Rounding to the nearest of a searched grid, "hqq" (its own grid, never symmetric), or "gptq", which looks at recorded inputs."""
+    dialect: Literal["cpu", "portable"] = "cpu"
+    """"cpu": unpacked by operators that ONNX Runtime folds when it loads the file. "portable": by DequantizeLinear with blocks, which TensorRT reads too;
+    symmetric, with scales of 32 bits, and ONNX Runtime unpacks at every step."""
     exclude: tuple[str, ...] = ()
     """Names of nodes whose weights stay as they are."""
     min_weights: int = INT4_MIN_WEIGHTS
@@ -60,6 +64,10 @@ class WeightConfig:
             raise QuantizationError(
                 f"weights: {self.bits} bits in blocks of {self.block} by {self.method!r}, expected 4 or 8, one of {list(BLOCKS)}, and 'rtn', 'hqq' or 'gptq'."
             )
+        if self.dialect not in ("cpu", "portable"):
+            raise QuantizationError(f"dialect {self.dialect!r}, expected 'cpu' or 'portable'.")
+        if self.dialect == "portable" and not self.symmetric:
+            raise QuantizationError("TensorRT takes blocks without an offset: leave --asymmetric and hqq out, or take the dialect 'cpu'.")
         if self.method == "hqq" and self.symmetric:
             raise QuantizationError(
                 "hqq moves the offset of a block, and a symmetric grid has none: pass symmetric=False, or take rtn or gptq."
@@ -194,10 +202,15 @@ def pack(
         q = blocks_of(np.moveaxis(rounded.reshape(shape), 0, axis).astype(np.float32), config.block).astype(np.int16)
     kind = {(4, True): ml_dtypes.int4, (4, False): ml_dtypes.uint4, (8, True): np.int8, (8, False): np.uint8}[config.bits, config.symmetric]
     graph.store(f"{name}.packed", q.astype(kind))
-    graph.store(f"{name}.scale", grid.scale)
-    graph.add("Cast", [f"{name}.packed"], f"{name}.integers", to=onnx.TensorProto.FLOAT)
-    graph.add("Cast", [f"{name}.scale"], f"{name}.scale_float", to=onnx.TensorProto.FLOAT)
-    unpacked = graph.add("Mul", [f"{name}.integers", f"{name}.scale_float"], f"{name}.blocks")
+    if config.dialect == "portable":
+        scale = graph.store(f"{name}.scale", grid.scale.astype(np.float32).reshape(-1, 1))
+        parts = [f"{name}.packed", scale]
+        unpacked = graph.add("DequantizeLinear", parts, f"{name}.blocks", axis=1, block_size=config.block)
+    else:
+        graph.store(f"{name}.scale", grid.scale)
+        graph.add("Cast", [f"{name}.packed"], f"{name}.integers", to=onnx.TensorProto.FLOAT)
+        graph.add("Cast", [f"{name}.scale"], f"{name}.scale_float", to=onnx.TensorProto.FLOAT)
+        unpacked = graph.add("Mul", [f"{name}.integers", f"{name}.scale_float"], f"{name}.blocks")
     if grid.offset is not None:
         graph.store(f"{name}.offset", grid.offset)
         graph.add("Cast", [f"{name}.offset"], f"{name}.offset_float", to=onnx.TensorProto.FLOAT)

@@ -182,6 +182,7 @@ KINDS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "float32": ({}, ("SM86", "SM89")),
     "float16": ({}, ("SM86", "SM89")),
     "int8": ({"dialect": "portable"}, ("SM86", "SM89")),
+    "int4": ({"dialect": "portable", "block": 32}, ("SM86", "SM89")),
     "float8": ({}, ("SM89",)),
 }
 
