@@ -43,9 +43,10 @@ def test_the_network_uses_exactly_the_rounded_weights(shape: tuple[int, int]) ->
     model = _linear(*shape)
     values, scale = int4_blocks(numpy_helper.to_array(model.graph.initializer[0]))
     expected = (values * scale.astype(np.float32)).reshape(-1)[: shape[0] * shape[1]].reshape(shape)
-    network = OrtModel(quantize_weights(model).SerializeToString())
-    got = np.concatenate([network.run({"x": row[None]})["y"] for row in np.eye(shape[0], dtype=np.float32)])
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    for dialect in ("cpu", "portable"):
+        network = OrtModel(quantize_weights(model, config=WeightConfig(dialect=dialect)).SerializeToString())
+        got = np.concatenate([network.run({"x": row[None]})["y"] for row in np.eye(shape[0], dtype=np.float32)])
+        np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_weights_are_unpacked_at_load_not_at_every_step(tiny_float_bundle: Path) -> None:
@@ -86,6 +87,10 @@ def test_impossible_requests_are_errors(tiny_float_bundle: Path) -> None:
         quantize_weights(model, config=WeightConfig(min_weights=10**9))
     with pytest.raises(UnknownNameError, match=r"unknown node with weights 'querys'. Did you mean 'queries'"):
         quantize_weights(model, config=WeightConfig(exclude=("querys",)))
+    with pytest.raises(QuantizationError, match="TensorRT takes blocks without an offset"):
+        WeightConfig(dialect="portable", symmetric=False)
+    with pytest.raises(QuantizationError, match="dialect 'tensorrt', expected 'cpu' or 'portable'"):
+        WeightConfig(dialect="tensorrt")  # type: ignore[arg-type]
 
 
 def test_files_of_the_default_student_are_small() -> None:
