@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from actlet.errors import ActletError
 from actlet.protocols import Observation, Policy
 from actlet.provenance import utc_now
 from actlet.statistics import latency_summary
-from actlet.storage import write_json
+from actlet.storage import read_json, write_json
 from benchmarks.latency import LatencyConfig, measure_by_turns
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.policies import Sample
@@ -32,11 +33,16 @@ from runtime.policy import BundlePolicy
 __all__ = ["gpu_text", "measure_gpu"]
 
 MOMENTS = 16
-TEACHER_CALLS = 40
+TEACHER_CALLS, UPDATES = 40, 600
 
 
 def measure_gpu(
-    bundles: Mapping[str, Path], *, config: LatencyConfig | None = None, teacher: str | Path | None = None, progress: bool = True
+    bundles: Mapping[str, Path],
+    *,
+    config: LatencyConfig | None = None,
+    teacher: str | Path | None = None,
+    data: Path | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Time all of them in one run.
 
@@ -44,10 +50,11 @@ def measure_gpu(
         bundles: Name -> folder; all see the same things.
         config: How much is measured.
         teacher: A teacher's folder, timed on the processor and on the GPU; None for none.
+        data: Demonstrations that students are trained on, in every precision that the machine has; None for no training.
         progress: Show how far it is.
 
     Returns:
-        JSON types: ``date, machine, versions, rows``, and ``teacher``. A row has ``bundle, precision, backend`` and either ``error``, or ``runs_on``,
+        JSON types: ``date, machine, versions, rows``, ``teacher`` and ``training``. A row has ``bundle, precision, backend`` and either ``error``, or ``runs_on``,
         ``opened_s``, ``difference``, ``latency_ms``, ``latency_cpu_ms``, ``ratio_to_cpu`` (of the medians) and, of an engine, ``is_recorded``.
     """
     config, rows, policies = config or LatencyConfig(rounds=100), [], {}
@@ -80,7 +87,7 @@ def measure_gpu(
     taught = _teacher_rows(teacher, next(iter(policies.values()))) if teacher is not None else None
     conditions = {**dataclasses.asdict(config), "threads": 1, "batch": 1, "interleaved": True}
     about = {"date": utc_now(), "machine": describe_machine(), "versions": describe_versions(), "conditions": conditions}
-    return {**about, "rows": rows, "teacher": taught}
+    return {**about, "rows": rows, "teacher": taught, "training": _training_rows(data) if data is not None else None}
 
 
 def _samples(policy: BundlePolicy) -> list[Sample]:
@@ -134,6 +141,29 @@ def _teacher_rows(folder: str | Path, asked: BundlePolicy) -> list[dict[str, Any
     return rows
 
 
+def _training_rows(data: Path) -> list[dict[str, Any]]:
+    """Cloning in float32 and in bfloat16: ``precision, device, updates, seconds, cpu_s``, and the loss as it went."""
+    import tempfile
+
+    from distill.train import distill
+    from distill.train_config import TrainConfig
+
+    rows = []
+    for bf16 in (False, None):
+        start, cpu = time.perf_counter(), time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            student = distill(data, Path(folder) / "student", config=TrainConfig(steps=UPDATES, bf16=bf16))
+            log = [json.loads(line) for line in (student / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+            cost = read_json(student / "config.json").get("cost", {})
+        row = {"precision": "float32" if bf16 is False else "the machine's own", "updates": UPDATES}
+        row |= {"seconds": time.perf_counter() - start, "cpu_s": time.process_time() - cpu, "cost": cost}
+        rows.append(
+            row
+            | {"steps": [line["step"] for line in log], "loss": [line["loss"] for line in log], "at_s": [line["seconds"] for line in log]}
+        )
+    return rows
+
+
 def gpu_text(document: Mapping[str, Any]) -> str:
     """The same as lines for people."""
     lines = [f"{', '.join(document['machine']['gpus']) or 'no GPU'}; {document['machine']['cpu']}; {document['date']}"]
@@ -153,6 +183,11 @@ def gpu_text(document: Mapping[str, Any]) -> str:
             or f"p50 {row['latency_ms']['p50']:.1f} ms  off by {row['difference']:.1e}  {row['gpu_bytes'] / 1e6:.0f} MB on the GPU"
         )
         lines.append(f"teacher           {row['device']:<6}{row['load']:<8}{said}")
+    for row in document["training"] or []:
+        rate = row["updates"] / row["at_s"][-1]
+        lines.append(
+            f"training          {row['precision']:<18}{rate:.1f} updates a second, loss {row['loss'][-1]:.3f}, {row['seconds']:.0f} s with all around it"
+        )
     return "\n".join(lines)
 
 
@@ -161,13 +196,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundles", type=Path, nargs="+", help="bundles of policies that see the same things")
     parser.add_argument("--teacher", help="a teacher to time as well: its folder, or rt2-base")
+    parser.add_argument("--data", type=Path, help="demonstrations to train students on, to time that as well")
     parser.add_argument("--rounds", type=int, default=100, help="turns of each (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="where the document is written")
     arguments = parser.parse_args(argv)
     from distill import teacher_folder
 
     teacher = teacher_folder(arguments.teacher) if arguments.teacher else None
-    document = measure_gpu({path.name: path for path in arguments.bundles}, config=LatencyConfig(rounds=arguments.rounds), teacher=teacher)
+    document = measure_gpu(
+        {path.name: path for path in arguments.bundles}, config=LatencyConfig(rounds=arguments.rounds), teacher=teacher, data=arguments.data
+    )
     write_json(arguments.out, document)
     print(gpu_text(document))
     return 0
