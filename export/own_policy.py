@@ -70,6 +70,8 @@ class OwnExportReport:
     sizes: dict[str, int]
     worst: tuple[Worst, ...]
     """Largest difference from the original, per output."""
+    notes: tuple[str, ...] = ()
+    """What a user should know besides."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -77,7 +79,7 @@ class OwnExportReport:
         files = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in self.sizes.items())
         rows = [f"  {worst.output:<28} {worst.difference:9.2e}   at {worst.where}" for worst in self.worst]
         parity = f"parity with the original on recorded samples, largest difference (actions: share of their range; allowed {TOLERANCE:g})"
-        return [f"policy: {listed}", f"files: {files}", parity, *rows, f"bundle {self.bundle_hash[:12]} written to {self.out}"]
+        return [f"policy: {listed}", f"files: {files}", parity, *rows, *self.notes, f"bundle {self.bundle_hash[:12]} written to {self.out}"]
 
 
 def find_policy(place: str) -> OwnPolicy:
@@ -98,14 +100,25 @@ def find_policy(place: str) -> OwnPolicy:
     return made
 
 
-def export_module(policy: OwnPolicy, data: str | Path, out: str | Path, *, opset: int = OPSET, overwrite: bool = False) -> OwnExportReport:
+def export_module(
+    policy: OwnPolicy,
+    data: str | Path | LeRobotDataset,
+    out: str | Path,
+    *,
+    opset: int = OPSET,
+    checkpoint: str | None = None,
+    golden: int = SAMPLES,
+    overwrite: bool = False,
+) -> OwnExportReport:
     """A torch module as a bundle.
 
     Args:
         policy: The module, and when its actions are meant.
-        data: Recordings of the robot (a LeRobotDataset folder): what it sees and is told, in which ranges, and samples to compare on.
+        data: Recordings of the robot (a LeRobotDataset, or its folder): what it sees and is told, in which ranges, and samples to compare on.
         out: The bundle's folder to make.
         opset: Version of the standard operators, 17 .. 23.
+        checkpoint: SHA-256 of the module's weights, where they come from a file.
+        golden: How many recorded inputs the bundle keeps; opening it answers them all.
         overwrite: Replace a bundle that exists.
 
     Raises:
@@ -117,7 +130,7 @@ def export_module(policy: OwnPolicy, data: str | Path, out: str | Path, *, opset
     """
     if opset not in OPSETS:
         raise CallerError(f"opset {opset}, expected {OPSETS.start} .. {OPSETS.stop - 1}.")
-    dataset = open_dataset(data)
+    dataset = data if isinstance(data, LeRobotDataset) else open_dataset(data)
     spec = PolicySpec(observation=dataset.observation_spec, action=dataset.action_spec, timing=policy.timing)
     module = _WithConfidence(policy.module).eval()
     bad = [name for name, value in module.state_dict().items() if value.is_floating_point() and not torch.isfinite(value).all()]
@@ -150,7 +163,7 @@ def export_module(policy: OwnPolicy, data: str | Path, out: str | Path, *, opset
         got = module(*recorded.tensors(row))
         return got[0][0].numpy(), got[1][0].numpy()
 
-    return _write(model, spec, dataset, samples, answer, out, checkpoint=None, overwrite=overwrite)
+    return _write(model, spec, dataset, samples, answer, out, checkpoint=checkpoint, golden=golden, overwrite=overwrite)
 
 
 def export_onnx(
@@ -253,11 +266,13 @@ def _write(
     out: str | Path,
     *,
     checkpoint: str | None,
+    golden: int = SAMPLES,
     overwrite: bool,
 ) -> OwnExportReport:
     reads_instruction = samples.instruction.shape[1] > 0
     encoder = load_text_encoder() if reads_instruction else None
     tokenizer = ActionTokenizer.fit(dataset.read_vectors()[1], spec.action)
+    kept = np.unique(np.linspace(0, len(samples) - 1, golden).astype(np.int64))
     bundle = new_bundle(
         out,
         policy=model,
@@ -266,7 +281,7 @@ def _write(
         spec=spec,
         tokenizer=tokenizer,
         text_encoder=TextEncoderInfo(max_tokens=TOKEN_LENGTH, embedding_dim=EMBEDDING_DIM) if reads_instruction else None,
-        samples=samples,
+        samples=samples.take(kept),
         lineage=Lineage(
             parents=(),
             dataset=dataset.content_hash,
