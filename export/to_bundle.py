@@ -1,4 +1,5 @@
-"""Student checkpoint -> float bundle; and the verb `export`, which makes one of policies of your own as well (`export.own_policy`).
+"""Student checkpoint -> float bundle; and the verb `export`, which makes one of LeRobot's ACT (`export.lerobot_checkpoint`) and of policies of your own
+(`export.own_policy`) as well.
 
 model.safetensors ─ to_onnx ─ policy.onnx ──────┐
 MiniLM ─ to_onnx ─ weight_only ─ instruction.onnx ┼─ bundle_writer ─ parity ─ bundle, or an error and no bundle
@@ -17,6 +18,7 @@ from actlet.storage import read_json, sha256
 from distill.student import load_student
 from distill.text_encoder import EMBEDDING_DIM, TOKEN_LENGTH, load_text_encoder
 from export.bundle_writer import lineage_of_checkpoint, new_bundle
+from export.lerobot_checkpoint import export_lerobot, is_lerobot
 from export.own_policy import OwnExportReport, export_module, export_onnx, find_policy
 from export.parity import ParityReport, check_parity
 from export.samples import load_samples
@@ -84,6 +86,7 @@ def export_student(checkpoint: str | Path, out: str | Path, *, overwrite: bool =
 EPILOG = """\
 examples:
   actlet export checkpoints/student --out bundles/float
+  actlet export outputs/train/act/checkpoints/last/pretrained_model --data data/my_robot --out bundles/act      LeRobot's ACT
   actlet export my_policies:make --data data/table --out bundles/mine             a torch module of yours (`export.own_policy`)
   actlet export theirs.onnx --mapping theirs.json --data data/table --out bundles/theirs   somebody's ONNX policy (`export.foreign_onnx`)
 """
@@ -94,11 +97,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument(
         "policy",
-        help="a student checkpoint folder, as `actlet distill` makes it; package.module:function of an OwnPolicy; or an .onnx file",
+        help="a checkpoint folder: a student's, as `actlet distill` makes it, or of an ACT policy that LeRobot saved; package.module:function of an "
+        "OwnPolicy; or an .onnx file",
     )
     parser.add_argument("--data", help="recordings of the robot, for what is not a student: its specifications, and samples to compare on")
     parser.add_argument("--mapping", help="what an .onnx file takes and gives")
-    parser.add_argument("--opset", type=int, help="version of the operators, 17 to 23, of a module of your own (default: 18)")
+    parser.add_argument(
+        "--opset", type=int, help="version of the operators, 17 to 23, of what is neither a student nor an .onnx file (default: 18)"
+    )
     parser.add_argument("--out", required=True, help="the bundle folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that exists")
 
@@ -106,18 +112,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """The verb `export`."""
     place, data = str(arguments.policy), arguments.data
-    is_network, is_module = place.endswith(".onnx"), ":" in place and not Path(place).exists()
+    is_network, is_module, is_theirs = place.endswith(".onnx"), ":" in place and not Path(place).exists(), is_lerobot(place)
     given = {"--data": data, "--mapping": arguments.mapping, "--opset": arguments.opset}
-    takes = {"--data", "--mapping"} if is_network else {"--data", "--opset"} if is_module else set()
+    takes = {"--data", "--mapping"} if is_network else {"--data", "--opset"} if is_module or is_theirs else set()
     if wrong := [name for name, value in given.items() if value is not None and name not in takes]:
         raise CallerError(f"{', '.join(wrong)} with {place}: only {sorted(takes) or 'nothing of the kind'} belongs to it.")
     if missing := [name for name in sorted(takes - {"--opset"}) if given[name] is None]:
         raise CallerError(f"{place}: {', '.join(missing)} is needed; see `actlet export --help`.")
+    opset = OPSET if arguments.opset is None else arguments.opset
     report: ExportReport | OwnExportReport
     if is_network:
         report = export_onnx(place, arguments.mapping, data, arguments.out, overwrite=arguments.overwrite)
+    elif is_theirs:
+        report = export_lerobot(place, data, arguments.out, opset=opset, overwrite=arguments.overwrite)
     elif is_module:
-        opset = OPSET if arguments.opset is None else arguments.opset
         report = export_module(find_policy(place), data, arguments.out, opset=opset, overwrite=arguments.overwrite)
     else:
         report = export_student(place, arguments.out, overwrite=arguments.overwrite)
