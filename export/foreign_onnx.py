@@ -15,7 +15,8 @@ pictures that were resized and scaled, states and actions that were normalised, 
 A range [low, high] that became -1 .. 1 is mean (low + high) / 2 and std (high - low) / 2. `size` is (height, width), bilinear without antialiasing (as
 torch's interpolate); null where frames go in as they are. `state` may be null. `instruction` names an input that takes the vector of actlet's own encoder,
 `confidence` an output (1, H); without one, every step has confidence 1. A binary action is 1 above one half. All of it becomes operators of the
-graph, so a robot needs no code of the policy's, and nothing can be left out.
+graph, so a robot needs no code of the policy's, and nothing can be left out. Shapes that the file computes from other shapes, as torch's older exporter
+writes them, are computed here and stored.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from actlet.plain import PlainJson
 from actlet.specs import PolicySpec, TimingSpec
 from actlet.storage import read_json
 from distill.text_encoder import EMBEDDING_DIM
+from export.stored_shapes import store_shapes
 from quantize.graph import Graph
 from runtime.network_check import check_network
 
@@ -119,18 +121,22 @@ def read_mapping(path: str | Path) -> ForeignMapping:
 
 
 def read_foreign_onnx(path: str | Path) -> onnx.ModelProto:
-    """Read a network, if it is one that a bundle may hold.
+    """Read a network, if it is one that a bundle may be made of.
 
     Raises:
-        CheckpointError: The file is missing, or an input or output has no fixed shape.
+        CheckpointError: The file is missing, its operators do not fit each other, or an input or output has no fixed shape.
         BundleError: It holds what a bundle may not (`runtime.network_check`), such as weights in other files.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give an .onnx file.")
     content = path.read_bytes()
-    check_network(content, path.name)
-    model = onnx.load_from_string(content)
+    check_network(content, path.name, stored_shapes=False)
+    try:
+        model = onnx.load_from_string(content)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # onnx's errors have no common class below Exception.
+        raise CheckpointError(f"{path.name}: not a sound network ({str(error).strip()[:300]}): export it again.") from error
     for value in (*model.graph.input, *model.graph.output):
         sizes = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
         if not all(isinstance(size, int) and size > 0 for size in sizes):
@@ -145,18 +151,23 @@ def foreign_graph(model: onnx.ModelProto, mapping: ForeignMapping, spec: PolicyS
     """The network with everything around it that the mapping says, under the names of a bundle's policy.
 
     Args:
-        model: A float network of fixed shapes.
+        model: A float network whose inputs and outputs have fixed shapes.
         mapping: What it takes and gives.
         spec: What the robot sees and is told.
 
     Raises:
-        SpecError: The mapping fits neither the network nor the specification; names what differs.
+        SpecError: The mapping does not fit the network or the specification; names what differs.
+        CheckpointError: Its shapes cannot be computed.
     """
-    shapes = {value.name: _shape(value) for value in (*model.graph.input, *model.graph.output)}
     constants = {tensor.name for tensor in model.graph.initializer}
-    takes = {value.name for value in model.graph.input if value.name not in constants}
-    _require_names(mapping, takes, {value.name for value in model.graph.output}, spec)
-    graph = Graph(_prefixed(model))
+    takes = {value.name: value for value in model.graph.input if value.name not in constants}
+    gives = {value.name: value for value in model.graph.output}
+    _require_names(mapping, set(takes), set(gives), spec)
+    read = [mapping.actions.name, *([mapping.confidence] if mapping.confidence is not None else [])]
+    for value in (*takes.values(), *(gives[name] for name in read)):
+        _require_float(value, "output" if value.name in read else "input")
+    shapes = {name: _shape(value) for name, value in (takes | gives).items()}
+    graph = Graph(_prefixed(store_shapes(model)))
     inputs = [
         helper.make_tensor_value_info(f"images.{c.name}", TensorProto.UINT8, [1, c.height, c.width, 3]) for c in spec.observation.cameras
     ]
@@ -179,19 +190,29 @@ def foreign_graph(model: onnx.ModelProto, mapping: ForeignMapping, spec: PolicyS
 
 
 def _require_names(mapping: ForeignMapping, takes: set[str], gives: set[str], spec: PolicySpec) -> None:
-    named = {*mapping.images, *([mapping.state.name] if mapping.state else []), *([mapping.instruction] if mapping.instruction else [])}
-    if named != takes:
+    named = [*mapping.images, *([mapping.state.name] if mapping.state else []), *([mapping.instruction] if mapping.instruction else [])]
+    if sorted(named) != sorted(takes):
         raise SpecError(
             f"the mapping names the inputs {sorted(named)}, but the network takes {sorted(takes)}: name each once, under images, state or instruction."
         )
     wanted = {mapping.actions.name, *([mapping.confidence] if mapping.confidence else [])}
     if not wanted <= gives:
-        raise SpecError(f"the mapping names the outputs {sorted(wanted)}, but the network gives {sorted(gives)}.")
+        raise SpecError(f"the mapping names the outputs {sorted(wanted)}, but the network gives {sorted(gives)}: name one of them.")
     cameras = [camera.name for camera in spec.observation.cameras]
     if sorted(picture.camera for picture in mapping.images.values()) != sorted(cameras):
         raise SpecError(
             f"the mapping reads the cameras {sorted(picture.camera for picture in mapping.images.values())}, and the recordings have {sorted(cameras)}: "
             "name each once, and record or choose those that the policy reads."
+        )
+
+
+def _require_float(value: onnx.ValueInfoProto, what: str) -> None:
+    kind = value.type.WhichOneof("value")
+    got = TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower() if kind == "tensor_type" else str(kind)
+    if got != "float":
+        raise SpecError(
+            f"{what} {value.name!r} is {got}, expected float (32 bits), which the mapping {'reads' if what == 'output' else 'feeds'}: export the network in "
+            "float32, or put a Cast there; `actlet quantize` makes it smaller afterwards."
         )
 
 
@@ -265,12 +286,14 @@ def _add_actions(graph: Graph, mapping: ForeignMapping, shapes: dict[str, tuple[
         graph.add("Add", parts, "actions")
     if mapping.confidence is not None:
         if shapes[mapping.confidence] not in ((1, steps), (steps,)):
-            raise SpecError(f"output {mapping.confidence!r} has the shape {shapes[mapping.confidence]}, expected {(1, steps)}.")
+            raise SpecError(
+                f"output {mapping.confidence!r} has the shape {shapes[mapping.confidence]}, expected {(1, steps)}: one for each step."
+            )
         graph.add("Reshape", [f"{_PREFIX}{mapping.confidence}", graph.store("confidence.shape", np.array([1, steps]))], "confidence")
         return
     # The policy says nothing of it: 1, made of an input, since an output has to be made by an operator.
     zero = graph.add("Mul", ["state", graph.store("confidence.zero", np.array(0, np.float32))], "confidence.zeros")
-    zero = graph.add("ReduceMax", [zero, graph.store("confidence.axes", np.array([1]))], "confidence.one_zero", keepdims=1)
+    zero = graph.add("ReduceSum", [zero, graph.store("confidence.axes", np.array([1]))], "confidence.one_zero", keepdims=1)
     graph.add("Add", [zero, graph.store("confidence.ones", np.ones((1, steps), np.float32))], "confidence")
 
 
@@ -282,7 +305,9 @@ def _numbers(what: str, values: tuple[float, ...], names: tuple[str, ...]) -> ND
 
 def _require_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if got != expected:
-        raise SpecError(f"input {name!r} has the shape {got}, expected {expected} from the mapping and the recordings.")
+        raise SpecError(
+            f"input {name!r} has the shape {got}, expected {expected} from the mapping and the recordings: correct the mapping, or export the network so."
+        )
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:

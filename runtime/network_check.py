@@ -5,20 +5,22 @@ can hold is refused here, by what it is, and not by what a library does with it:
 
 * weights in other files (wherever they would lie), sparse ones, and tensors that are larger than the bytes that they are written in;
 * operators outside `OPERATORS`: of other domains, control flow (an endless loop), sequences and texts, and what is random;
-* graphs inside attributes, functions, training graphs, a second graph (a parser would merge the two);
-* operator sets outside `OPSETS`.
+* graphs inside attributes, functions, training graphs, a second graph (a parser would merge the two), two values of one name;
+* operator sets outside `OPSETS`;
+* shapes that depend on what a network is fed with (`runtime.network_shapes`).
 
-What is left is arithmetic on tensors. How much memory and time it takes is limited where it is first run (`runtime.trial`).
+What is left is arithmetic on tensors of fixed shapes. How much memory and time it takes is limited where it is first run (`runtime.trial`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from actlet.errors import BundleError
-from runtime.protobuf import fields
+from runtime.network_shapes import SHAPE_INPUTS, ShapedNode, check_shapes
+from runtime.protobuf import fields, packed_numbers
 
 __all__ = ["OPERATORS", "OPSETS", "NetworkFacts", "check_network"]
 
@@ -161,12 +163,13 @@ class NetworkFacts:
     """Of all its weights and constants."""
 
 
-def check_network(content: bytes, where: str) -> NetworkFacts:
+def check_network(content: bytes, where: str, *, stored_shapes: bool = True) -> NetworkFacts:
     """Look at a network before it is loaded.
 
     Args:
         content: The content of an .onnx file.
         where: The file's name, for messages.
+        stored_shapes: Refuse shapes that are computed. A file that is to become a bundle's may have them (`export.foreign_onnx` stores them).
 
     Raises:
         BundleError: It is none, or it holds what a bundle's network does not hold.
@@ -188,91 +191,118 @@ def check_network(content: bytes, where: str) -> NetworkFacts:
         raise BundleError(
             f"{where}: operator sets {opsets}, expected the standard one alone, of version {OPSETS.start} .. {OPSETS.stop - 1}: export it with such an opset."
         )
-    operators, stored = _check_graph(graphs[0], where)
-    return NetworkFacts(versions[0], dict(operators.most_common()), stored)
+    graph = _check_graph(graphs[0], where)
+    check_shapes(graph.shaped, graph.constants, where, all_stored=stored_shapes)
+    return NetworkFacts(versions[0], dict(graph.operators.most_common()), graph.stored_bytes)
 
 
-def _check_graph(graph: memoryview, where: str) -> tuple[Counter[str], int]:
-    operators, stored = Counter[str](), 0
-    for number, _, value, field in fields(graph, where):
+@dataclasses.dataclass
+class _Graph:
+    """What was seen of a graph so far."""
+
+    operators: Counter[str] = dataclasses.field(default_factory=Counter)
+    stored_bytes: int = 0
+    shaped: list[ShapedNode] = dataclasses.field(default_factory=list)
+    constants: dict[bytes, memoryview] = dataclasses.field(default_factory=dict)
+    """Name -> TensorProto of what is stored."""
+    made: set[bytes] = dataclasses.field(default_factory=set)
+    """Names of what is stored, or made by a node."""
+
+    def make(self, name: bytes, where: str) -> None:
+        """Loaders take the last of two values of one name: what is checked must be what is loaded."""
+        if name in self.made:
+            raise BundleError(f"{where}: two values have the name {_text(name)!r}, expected one: export the policy again.")
+        self.made.add(name)
+
+
+def _check_graph(content: memoryview, where: str) -> _Graph:
+    graph = _Graph()
+    for number, _, value, field in fields(content, where):
         _require_kind(number, field, {1: _LENGTH, 5: _LENGTH}, where)
         if number in _REFUSED_IN_GRAPH:
             raise _refused(where, _REFUSED_IN_GRAPH[number])
         if number == 1:
-            operator, inside = _check_node(value, where)
-            operators[operator] += 1
-            stored += inside
+            _check_node(value, graph, where)
         elif number == 5:
-            stored += _check_tensor(value, where)
-    if sum(operators.values()) > MAX_NODES:
-        raise BundleError(f"{where}: {sum(operators.values())} operators, expected at most {MAX_NODES}.")
-    return operators, stored
+            name, size = _check_tensor(value, where)
+            graph.stored_bytes += size
+            graph.make(name, where)
+            graph.constants[name] = value
+    if (count := sum(graph.operators.values())) > MAX_NODES:
+        raise BundleError(f"{where}: {count} operators, expected at most {MAX_NODES}.")
+    return graph
 
 
-def _check_node(node: memoryview, where: str) -> tuple[str, int]:
-    """Its operator, and the bytes of the constants in its attributes."""
-    operator, domain, name, stored = "", "", "", 0
+def _check_node(node: memoryview, graph: _Graph, where: str) -> None:
+    """One node, which is noted in the graph."""
+    operator, domain, name = "", "", ""
+    inputs, outputs, attributes = list[bytes](), list[bytes](), list[memoryview]()
     seen = set[int]()
     for number, _, value, field in fields(node, where):
-        _require_kind(number, field, {3: _LENGTH, 4: _LENGTH, 5: _LENGTH, 7: _LENGTH}, where)
+        _require_kind(number, field, {1: _LENGTH, 2: _LENGTH, 3: _LENGTH, 4: _LENGTH, 5: _LENGTH, 7: _LENGTH}, where)
         _require_once(number, seen, (3, 4, 7), where)
-        if number == 3:
+        if number == 1:
+            inputs.append(bytes(value))
+        elif number == 2:
+            outputs.append(bytes(value))
+        elif number == 3:
             name = _text(value)
         elif number == 4:
             operator = _text(value)
         elif number == 7:
             domain = _text(value)
         elif number == 5:
-            of_attribute = set[int]()
-            for inner, _, part, inside in fields(value, where):
-                _require_kind(inner, inside, {1: _LENGTH, 5: _LENGTH, 10: _LENGTH}, where)
-                _require_once(inner, of_attribute, (1, 5, 20), where)
-                if inner in _REFUSED_IN_ATTRIBUTE:
-                    raise _refused(f"{where}: node {name!r}", _REFUSED_IN_ATTRIBUTE[inner])
-                if inner in (5, 10):
-                    stored += _check_tensor(part, where)
+            attributes.append(value)
+    tensors = [tensor for attribute in attributes for tensor in _check_attribute(attribute, graph, name, where)]
     if domain not in ("", "ai.onnx") or operator not in OPERATORS:
         shown = f"{domain}.{operator}" if domain not in ("", "ai.onnx") else operator
         raise BundleError(
             f"{where}: node {name!r} is a {shown}, which is not among the operators that a bundle may have (`runtime.network_check.OPERATORS`): "
             "export the policy without it."
         )
-    return operator, stored
+    graph.operators[operator] += 1
+    for output in filter(None, outputs):
+        graph.make(output, where)
+    if operator == "Constant" and (len(attributes), len(tensors), len(outputs)) == (1, 1, 1):
+        graph.constants[outputs[0]] = tensors[0]
+    if operator in SHAPE_INPUTS:
+        graph.shaped.append(ShapedNode(operator, name, tuple(inputs)))
 
 
-def _check_tensor(tensor: memoryview, where: str) -> int:
-    """Bytes of a stored tensor."""
-    count, name = 1, ""
+def _check_attribute(attribute: memoryview, graph: _Graph, node: str, where: str) -> list[memoryview]:
+    """The tensors in it."""
+    tensors, seen = list[memoryview](), set[int]()
+    for number, _, value, field in fields(attribute, where):
+        _require_kind(number, field, {1: _LENGTH, 5: _LENGTH, 10: _LENGTH}, where)
+        _require_once(number, seen, (1, 5, 20), where)
+        if number in _REFUSED_IN_ATTRIBUTE:
+            raise _refused(f"{where}: node {node!r}", _REFUSED_IN_ATTRIBUTE[number])
+        if number in (5, 10):
+            graph.stored_bytes += _check_tensor(value, where)[1]
+            tensors.append(value)
+    return tensors
+
+
+def _check_tensor(tensor: memoryview, where: str) -> tuple[bytes, int]:
+    """Name and bytes of a stored tensor."""
+    count, name = 1, b""
     seen = set[int]()
     for number, whole, value, field in fields(tensor, where):
         _require_kind(number, field, {2: _NUMBER, 8: _LENGTH, 9: _LENGTH, 14: _NUMBER}, where)
         _require_once(number, seen, (2, 8, 9, 14), where)
         if number == 1:
-            for size in [whole] if whole is not None else _packed(value, where):
+            for size in [whole] if whole is not None else packed_numbers(value, where):
                 count = count * size if size < 1 << 63 else 1 << 63
         elif number == 8:
-            name = _text(value)
+            name = bytes(value)
         elif number == 13 or (number == 14 and whole == _EXTERNAL):
-            raise _refused(where, f"weights in another file ({name!r})")
+            raise _refused(where, f"weights in another file ({_text(name)!r})")
     # The smallest numbers take half a byte, so more of them than this cannot be in there.
     if count > 2 * len(tensor):
         raise BundleError(
-            f"{where}: {name!r} claims {count} numbers in {len(tensor)} bytes: the file was cut or made up; copy the bundle again."
+            f"{where}: {_text(name)!r} claims {count} numbers in {len(tensor)} bytes: the file was cut or made up; copy the bundle again."
         )
-    return len(tensor)
-
-
-def _packed(values: memoryview, where: str) -> Iterator[int]:
-    """Whole numbers one after the other, without keys: as a message, each is a field's value behind a key of our own."""
-    at = 0
-    while at < len(values):
-        end = at
-        while end < len(values) and values[end] >= 0x80:
-            end += 1
-        for _, whole, _, _ in fields(memoryview(b"\x08" + bytes(values[at : end + 1])), where):
-            assert whole is not None
-            yield whole
-        at = end + 1
+    return name, len(tensor)
 
 
 def _opset(message: memoryview, where: str) -> tuple[str, int]:
@@ -301,7 +331,7 @@ def _require_once(number: int, seen: set[int], singular: Sequence[int], where: s
     seen.add(number)
 
 
-def _text(value: memoryview) -> str:
+def _text(value: memoryview | bytes) -> str:
     return bytes(value).decode("utf-8", "replace")
 
 

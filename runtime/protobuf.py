@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from actlet.errors import BundleError
 
-__all__ = ["fields", "length_field", "number_field"]
+__all__ = ["fields", "length_field", "number_field", "packed_numbers"]
 
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
@@ -48,6 +48,14 @@ def fields(message: memoryview, where: str) -> Iterator[tuple[int, int | None, m
         if at > len(message):
             raise BundleError(f"{where}: not a network in ONNX's format (a field ends at byte {at} of {len(message)}).")
         yield key >> 3, value, message[at - length : at], message[begin:at]
+
+
+def packed_numbers(values: memoryview, where: str) -> Iterator[int]:
+    """Whole numbers that stand one after the other in one field; arguments and errors as for `fields`."""
+    at = 0
+    while at < len(values):
+        number, at = _varint(values, at, where)
+        yield number
 
 
 def number_field(number: int, value: int) -> bytes:

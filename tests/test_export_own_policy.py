@@ -235,6 +235,164 @@ def test_dynamic_axes_are_refused_with_the_reason(dataset: LeRobotDataset, tmp_p
         read_foreign_onnx(tmp_path / "big.onnx")
 
 
+class Resized(nn.Module):
+    """Reads its own shapes, and makes arrays of them: a picture cut, padded and scaled, a constant repeated, a filled one."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.dim, self.query, self.act = dim, nn.Parameter(torch.randn(1, 4, 5)), nn.LazyLinear(dim)
+
+    def forward(self, picture: Tensor, state: Tensor) -> Tensor:
+        rows = picture.shape[2] // 2
+        seen = nn.functional.interpolate(nn.functional.pad(picture[:, :, rows:], (1, 1, 2, 2)), scale_factor=0.5, mode="bilinear")
+        seen = seen.flatten(2).mean(2, keepdim=True).transpose(1, 2).repeat(1, 4, 1)
+        batch, length = seen.shape[:2]
+        told = state[:, None].expand(batch, length, state.shape[1])
+        ones = torch.ones(batch, length, state.shape[1])
+        actions = self.act(torch.cat([seen, told * ones, self.query.expand(batch, -1, -1)], dim=2))
+        return torch.tanh(actions).reshape(1, 4, self.dim)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("folding", [True, False])
+def test_shapes_that_a_file_computes_are_stored(dataset: LeRobotDataset, tmp_path: Path, folding: bool) -> None:
+    """As torch's older exporter writes them; the bundle answers as the file does, and computes no shape."""
+    camera, states = dataset.observation_spec.cameras[0], dataset.observation_spec.state_dim
+    module = Resized(dataset.action_spec.dim).eval()
+    example = torch.zeros(1, 3, camera.height, camera.width), torch.zeros(1, states)
+    module(*example)
+    names = {"input_names": ["picture", "state"], "output_names": ["action"]}
+    torch.onnx.export(module, example, tmp_path / "theirs.onnx", dynamo=False, opset_version=17, do_constant_folding=folding, **names)
+    before = {node.op_type for node in onnx.load(tmp_path / "theirs.onnx").graph.node}
+    assert {"Constant", "Shape", "ConstantOfShape", "Expand", "Tile", "Resize", "Pad"} - before <= ({"Shape"} if folding else set())
+    report = export_onnx(tmp_path / "theirs.onnx", ForeignMapping.from_dict(mapping_for(dataset)), dataset.path, tmp_path / "out")
+    assert not {"Shape", "Constant", "Gather", "Where"} & set(report.operators)
+    assert {"Resize", "Pad", "Expand"} <= set(report.operators)
+
+
+def test_shapes_that_depend_on_the_state_are_refused(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    """Whatever computes them: more rows could be asked for by another state than by those that were tried."""
+    network = write_foreign(tmp_path / "theirs.onnx", dataset)
+    model = onnx.load(network)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1]), "one"))
+    nodes = [
+        helper.make_node("Cast", ["state"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("ReduceMax", ["whole"], ["most"], keepdims=0),
+        helper.make_node("Mul", ["one", "most"], ["size"]),
+        helper.make_node("Expand", ["most", "size"], ["large"], name="grow"),
+        helper.make_node("ReduceSum", ["large"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["sum"], ["added"], to=TensorProto.FLOAT),
+    ]
+    last = model.graph.node[-1]
+    last.output[0] = "shaped"
+    model.graph.node.extend([*nodes, helper.make_node("Add", ["shaped", "added"], ["action"])])
+    onnx.save(model, network)
+    with pytest.raises(BundleError, match=r"policy\.onnx: node 'policy/grow' \(Expand\) takes its shape from the value 'policy/size'"):
+        export_onnx(network, ForeignMapping.from_dict(mapping_for(dataset)), dataset.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _retyped(model: onnx.ModelProto, name: str, kind: int) -> onnx.ModelProto:
+    """The network with another type at one of its ends, and a Cast behind it."""
+    graph = model.graph
+    inner = f"{name}.inside"
+    value = next(value for value in (*graph.input, *graph.output) if value.name == name)
+    value.type.tensor_type.elem_type = kind
+    is_input = value in list(graph.input)
+    for node in graph.node:
+        side = node.input if is_input else node.output
+        side[:] = [inner if other == name else other for other in side]
+    cast = helper.make_node(
+        "Cast", [name if is_input else inner], [inner if is_input else name], to=TensorProto.FLOAT if is_input else kind
+    )
+    nodes = [cast, *graph.node] if is_input else [*graph.node, cast]
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        (
+            "picture",
+            TensorProto.FLOAT16,
+            r"input 'picture' is float16, expected float \(32 bits\), which the mapping feeds: export the network in float32",
+        ),
+        ("picture", TensorProto.UINT8, "input 'picture' is uint8, expected float"),
+        ("state", TensorProto.DOUBLE, "input 'state' is double, expected float"),
+        ("state", TensorProto.INT64, "input 'state' is int64, expected float"),
+        ("action", TensorProto.FLOAT16, r"output 'action' is float16, expected float \(32 bits\), which the mapping reads"),
+        ("action", TensorProto.INT32, "output 'action' is int32, expected float"),
+        ("action", TensorProto.BOOL, "output 'action' is bool, expected float"),
+    ],
+)
+def test_another_type_is_refused(dataset: LeRobotDataset, tmp_path: Path, name: str, kind: int, message: str) -> None:
+    """Of half the bits, of twice, of whole numbers; nothing is written."""
+    network = write_foreign(tmp_path / "theirs.onnx", dataset)
+    onnx.save(_retyped(onnx.load(network), name, kind), network)
+    with pytest.raises(SpecError, match=message):
+        export_onnx(network, ForeignMapping.from_dict(mapping_for(dataset)), dataset.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_fit_together_is_refused(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    """An input named twice, outputs of another rank, an output without a shape, and operators that do not fit each other."""
+    network = write_foreign(tmp_path / "theirs.onnx", dataset)
+    mapping, dim = mapping_for(dataset), dataset.action_spec.dim
+    out = tmp_path / "out"
+
+    def export(model: onnx.ModelProto, mapping: dict[str, Any] = mapping) -> None:
+        onnx.save(model, network)
+        export_onnx(network, ForeignMapping.from_dict(mapping), dataset.path, out)
+
+    twice = {**mapping, "instruction": "state"}
+    with pytest.raises(
+        SpecError, match=r"names the inputs \['picture', 'state', 'state'\], but the network takes \['picture', 'state'\]: name each once"
+    ):
+        export(onnx.load(network), twice)
+    for shape in ([4 * dim], [1, 4, dim, 1], [1, 4 * dim], []):
+        model = onnx.load(network)
+        sizes = next(tensor for tensor in model.graph.initializer if tensor.name == "sizes")
+        sizes.CopyFrom(numpy_helper.from_array(np.array(shape or [1, 4, dim]), "sizes"))
+        if not shape:
+            model.graph.node[-1].output[0] = "shaped"
+            model.graph.node.append(helper.make_node("ReduceMax", ["shaped"], ["action"], keepdims=0))
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("action", TensorProto.FLOAT, shape))
+        with pytest.raises(
+            SpecError, match=r"output 'action' has the shape \(.*\), expected one of \[\(1, 4, \d\), \(4, \d\)\]: horizon 4"
+        ):
+            export(model)
+        network = write_foreign(tmp_path / "theirs.onnx", dataset)
+    flat = onnx.load(network)
+    flat.graph.input[1].CopyFrom(helper.make_tensor_value_info("state", TensorProto.FLOAT, [dataset.observation_spec.state_dim]))
+    flat.graph.node.insert(0, helper.make_node("Unsqueeze", ["state", "first"], ["row"]))
+    flat.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+    for node in list(flat.graph.node)[1:]:
+        node.input[:] = ["row" if name == "state" else name for name in node.input]
+    with pytest.raises(
+        SpecError, match=r"input 'state' has the shape \(3,\), expected \(1, 3\) .* correct the mapping, or export the network so"
+    ):
+        export(flat)
+    write_foreign(network, dataset)
+    unshaped = onnx.load(network)
+    unshaped.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(CheckpointError, match=r"theirs\.onnx: not a sound network \(.*'shape' of 'type' is required"):
+        export(unshaped)
+    write_foreign(network, dataset)
+    unsound = onnx.load(network)
+    unsound.graph.input[1].type.tensor_type.elem_type = TensorProto.FLOAT16
+    with pytest.raises(CheckpointError, match=r"theirs\.onnx: not a sound network \(.*: export it again"):
+        export(unsound)
+    write_foreign(network, dataset)
+    named = {**mapping, "confidence": "sure"}
+    with pytest.raises(SpecError, match=r"names the outputs \['action', 'sure'\], but the network gives \['action'\]: name one of them"):
+        export(onnx.load(network), named)
+    assert not out.exists()
+
+
 def test_names_of_theirs_are_never_ours(dataset: LeRobotDataset, tmp_path: Path) -> None:
     """Their "state" is normalised, ours is not; their "actions" is a feature."""
     model = read_foreign_onnx(write_foreign(tmp_path / "theirs.onnx", dataset))

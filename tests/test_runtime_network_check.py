@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 import runtime.ort_backend
 from actlet.errors import BundleError
 from actlet.manifest import manifest_hash, read_manifest, record_files, write_manifest
-from runtime.network_check import OPERATORS, check_network
+from runtime.network_check import OPERATORS, OPSETS, check_network
+from runtime.network_shapes import SHAPE_INPUTS
 from runtime.opening import open_policy
 from runtime.policy import BundlePolicy
 from runtime.trial import TrialLimits, try_bundle
@@ -49,6 +50,98 @@ def _endless_loop(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Loop", ["", "forever"], [], body=body))
 
 
+def _sized(operator: str, *sizes: Any, **attributes: Any) -> Change:
+    """An operator that is told by stored values how large its output is; the first of them is left out where there is something to make larger."""
+
+    def change(model: onnx.ModelProto) -> None:
+        names = [f"size{i}" for i, size in enumerate(sizes) if size is not None]
+        model.graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(size), f"size{i}") for i, size in enumerate(sizes) if size is not None
+        )
+        fed = [] if operator in ("ConstantOfShape", "Range") else ["state"]
+        inputs = [*fed, *(f"size{i}" if size is not None else "" for i, size in enumerate(sizes))]
+        assert names
+        model.graph.node.append(helper.make_node(operator, inputs, ["large"], name="grow", **attributes))
+
+    return change
+
+
+def _unstored(operator: str, *inputs: str, attributes: dict[str, Any] | None = None) -> Change:
+    """An operator whose sizes follow from the state: "fed" is made of it, "two" is stored."""
+
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([0, 1]), "two"))
+        model.graph.node.append(helper.make_node("Cast", ["state"], ["fed"], to=TensorProto.INT64))
+        model.graph.node.append(helper.make_node(operator, inputs, ["large"], name="grow", **(attributes or {})))
+
+    return change
+
+
+def _stored_twice(model: onnx.ModelProto) -> None:
+    """A small one to be looked at and a large one to be loaded."""
+    model.graph.initializer.extend(numpy_helper.from_array(np.array([size]), "size") for size in (2, 10**12))
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["large"]))
+
+
+def _stored_oddly(model: onnx.ModelProto) -> None:
+    """Small whole numbers beside the bytes of a large one."""
+    size = numpy_helper.from_array(np.array([10**12]), "size")
+    size.int64_data.append(2)
+    model.graph.initializer.append(size)
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["large"]))
+
+
+def _stored_in_a_node(model: onnx.ModelProto) -> None:
+    """A Constant, whole numbers one by one."""
+    size = helper.make_tensor("size", TensorProto.INT64, [2], [10**6, 10**6])
+    model.graph.node.append(helper.make_node("Constant", [], ["size"], value=size))
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["large"]))
+
+
+_MANY = "asks for 1e\\+12 numbers by .*, expected at most 67108864"
+_FED = "takes its shape from the value 'fed', expected a constant that is stored in the file"
+SHAPES: dict[str, tuple[Change, str]] = {
+    "a ConstantOfShape of 10^12": (_sized("ConstantOfShape", [10**6, 10**6]), _MANY),
+    "a ConstantOfShape of 10^12, in a node": (_stored_in_a_node, _MANY),
+    "an Expand to 10^12": (_sized("Expand", [10**12, 1]), _MANY),
+    "an Expand beyond all numbers": (_sized("Expand", [2**62] * 40), "asks for inf|asks for .*e"),
+    "an Expand to less than nothing": (_sized("Expand", [-(10**12)]), _MANY),
+    "a Tile of 10^12": (_sized("Tile", [10**12, 1]), _MANY),
+    "a Range of 10^12": (_sized("Range", 0, 10**12, 1), _MANY),
+    "a Range of tiny steps": (_sized("Range", np.float32(0), np.float32(1), np.float32(1e-30)), "asks for 1e\\+30"),
+    "a Range without steps": (_sized("Range", 0, 1, 0), "asks for nan"),
+    "a Range of no numbers": (_sized("Range", [0, 1], 5, 1), "asks for nan"),
+    "a Resize to 10^12": (_sized("Resize", None, None, [10**6, 10**6]), _MANY),
+    "a Resize by 10^12": (_sized("Resize", None, np.float32([1e12, 1])), _MANY),
+    "a Resize by what is no number": (_sized("Resize", None, np.float32([np.nan, 1])), "asks for nan"),
+    "a Resize of a part of 10^12": (
+        _sized("Resize", np.float32([0, 0, 1e12, 1]), np.float32([1, 1]), coordinate_transformation_mode="tf_crop_and_resize"),
+        _MANY,
+    ),
+    "a Pad of 10^12": (_sized("Pad", [0, 10**12 - 2, 0, 1]), _MANY),
+    "sizes of another type": (_sized("ConstantOfShape", np.float64([10**12])), "its sizes are stored as type 11, 8 bytes"),
+    "sizes of two contents": (_stored_oddly, "8 bytes, 1 whole numbers"),
+    "sizes stored twice": (_stored_twice, "two values have the name 'size', expected one"),
+    "a value stored and made": (
+        lambda m: m.graph.node.append(helper.make_node("Identity", ["state"], ["weight"])),
+        "two values have the name 'weight', expected one",
+    ),
+    "a ConstantOfShape of the state": (_unstored("ConstantOfShape", "fed"), _FED),
+    "an Expand by the state": (_unstored("Expand", "state", "fed"), _FED),
+    "a Tile by the state": (_unstored("Tile", "state", "fed"), _FED),
+    "a Range to the state": (_unstored("Range", "two", "fed", "two"), _FED),
+    "a Resize to the state": (_unstored("Resize", "state", "", "", "fed"), _FED),
+    "a Pad by the state": (_unstored("Pad", "state", "fed"), _FED),
+    "a Reshape by the state": (_unstored("Reshape", "state", "fed"), _FED),
+    "a Slice from the state on": (_unstored("Slice", "state", "fed", "two"), _FED),
+    "a Slice of the state's axes": (_unstored("Slice", "state", "two", "two", "fed"), _FED),
+    "a TopK of the state": (_unstored("TopK", "state", "fed"), _FED),
+    "a Split by the state": (_unstored("Split", "state", "fed"), _FED),
+    "an Unsqueeze of the state's axes": (_unstored("Unsqueeze", "state", "fed"), _FED),
+    "a mean over the state's axes": (_unstored("ReduceMean", "state", "fed"), _FED),
+    "a shape that is an input": (_unstored("Reshape", "images.front", "state"), "from the value 'state', expected a constant"),
+}
+
 HOSTILE: dict[str, tuple[Change, str]] = {
     "data that leaves the folder": (lambda m: _elsewhere(m, "../../etc/passwd"), "holds weights in another file"),
     "data at an absolute path": (lambda m: _elsewhere(m, "/etc/passwd"), "holds weights in another file"),
@@ -80,6 +173,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     ),
     "no operator set": (lambda m: m.ClearField("opset_import"), r"operator sets \[\], expected"),
     "no graph": (lambda m: m.ClearField("graph"), "0 graphs, expected one"),
+    **SHAPES,
 }
 
 
@@ -171,6 +265,50 @@ def test_every_listed_operator_is_one() -> None:
         )
 
 
+def test_shapes_that_networks_have_are_let_through() -> None:
+    """Stored in every way in which onnx stores whole numbers, and of a large picture."""
+    model = onnx.load_from_string(tiny_policy_onnx())
+    changes = [
+        _sized("Resize", None, None, [3840, 2160, 3]),
+        _sized("Expand", [4, 3]),
+        _sized("Pad", [0, 1, 0, 1]),
+        _sized("Tile", np.array([1, 2])),
+    ]
+    changes += [_sized("Range", 0, 100, 1), _sized("Range", np.int32(9), np.int32(0), np.int32(-1)), _sized("Reshape", [-1, 0])]
+    changes += [_sized("Resize", np.float32([]), np.float32([0.5, 3])), _sized("ConstantOfShape", np.zeros(0, np.int64))]
+    for change in changes:
+        changed = onnx.load_from_string(model.SerializeToString())
+        change(changed)
+        check_network(changed.SerializeToString(), "policy.onnx")
+    for size in (helper.make_tensor("size", TensorProto.INT64, [2], [3, -1]), numpy_helper.from_array(np.array([3, -1]), "size")):
+        for node in (False, True):
+            changed = onnx.load_from_string(model.SerializeToString())
+            if node:
+                changed.graph.node.append(helper.make_node("Constant", [], ["size"], value=size))
+            else:
+                changed.graph.initializer.append(size)
+            changed.graph.node.append(helper.make_node("Expand", ["state", "size"], ["large"]))
+            check_network(changed.SerializeToString(), "policy.onnx")
+
+
+def test_no_operator_is_missing_among_those_that_read_sizes() -> None:
+    """An input of whole numbers alone is one of sizes, of places in an array, or a convolution's bias; the latter are listed here."""
+    others = {(name, 1) for name in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Trilu")} | {
+        ("QLinearConv", 8)
+    }
+    schemas = [schema for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == "" and schema.name in OPERATORS]
+    schemas = [schema for schema in schemas if schema.since_version < OPSETS.stop]
+    whole = {
+        (schema.name, at)
+        for schema in schemas
+        for at, value in enumerate(schema.inputs)
+        if set(value.types) <= {"tensor(int64)", "tensor(int32)"}
+    }
+    assert ("Reshape", 1) in whole
+    assert whole - others <= {(name, at) for name, inputs in SHAPE_INPUTS.items() for at in inputs}
+    assert SHAPE_INPUTS.keys() <= OPERATORS
+
+
 def test_a_sound_bundle_is_opened(tiny_bundle: Path) -> None:
     """In the other process, then here: of the same name."""
     assert try_bundle(tiny_bundle) == manifest_hash(tiny_bundle)
@@ -185,13 +323,17 @@ def test_the_other_process_says_why(tiny_bundle: Path) -> None:
 
 
 def _hungry(side: int, products: int) -> bytes:
-    """The tiny policy with products of large matrices before its answer, made of one number by Expand."""
+    """The tiny policy with products of large matrices before its answer, made of one number by Expand and a product: no shape that is stored is large."""
     model = onnx.load_from_string(tiny_policy_onnx())
     graph = model.graph
-    graph.initializer.extend([numpy_helper.from_array(np.array([side, side]), "sides"), numpy_helper.from_array(np.float32(0), "nothing")])
+    graph.initializer.extend(
+        [numpy_helper.from_array(np.array(shape), name) for name, shape in (("column", [side, 1]), ("row", [1, side]))]
+    )
+    graph.initializer.append(numpy_helper.from_array(np.float32(0), "nothing"))
     # What is added is 0 at the end, but depends on the input, so that it is not computed at load.
-    first = helper.make_node("ReduceMax", ["state"], ["largest"], keepdims=0)
-    nodes = [first, helper.make_node("Expand", ["largest", "sides"], ["m0"])]
+    nodes = [helper.make_node("ReduceMax", ["state"], ["largest"], keepdims=0)]
+    nodes += [helper.make_node("Expand", ["largest", name], [f"{name}.made"]) for name in ("column", "row")]
+    nodes.append(helper.make_node("MatMul", ["column.made", "row.made"], ["m0"]))
     nodes += [helper.make_node("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]) for i in range(products)]
     nodes += [helper.make_node("ReduceMax", [f"m{products}"], ["most"], keepdims=0), helper.make_node("Mul", ["most", "nothing"], ["zero"])]
     graph.node[-1].output[0] = "sure"
