@@ -9,6 +9,7 @@ decides many times (`runtime.policy_network`)::
 
 The cut is found, not declared: a node whose inputs are constants or follow from the instruction is before it, every other behind it, and
 the values that are read across it get the names that they have in the graph. So it holds for every precision, and for whatever reads an instruction.
+Where one of them is of a type that the runtime does not feed (a bool), or of a shape that is not known, the policy stays one file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from onnx import shape_inference
 from actlet.manifest import CONDITION_NAME
 from quantize.graph import Graph
 from runtime.bundle import Bundle
+from runtime.fixed_inputs import DATA_TYPES
 from runtime.ort_backend import SessionConfig
 from runtime.policy_network import PolicyNetwork
 
@@ -29,7 +31,7 @@ INSTRUCTION = "instruction"
 
 
 def split_condition(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto | None]:
-    """policy.onnx and condition.onnx of a whole graph; the graph itself and None where nothing follows from an instruction alone."""
+    """policy.onnx and condition.onnx of a whole graph; the graph itself and None where nothing follows from an instruction alone, or it cannot be fed."""
     graph = Graph(model)
     known, follows = set[str](), {INSTRUCTION} & set(graph.inputs)
     """Values made of constants, and values that follow from the instruction."""
@@ -48,12 +50,20 @@ def split_condition(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.Model
         return model, None
     typed = shape_inference.infer_shapes(model, strict_mode=True).graph
     types = {value.name: value for value in (*typed.value_info, *typed.input, *typed.output)}
+    if not all(name in types and _can_be_fed(types[name]) for name in across):
+        return model, None
     condition, policy = Graph(model), Graph(model)
     others = [name for name in graph.inputs if name != INSTRUCTION]
     return (
         policy.finish(inputs=[types[name] for name in (*others, *across)]),
         condition.finish(inputs=[types[INSTRUCTION]], outputs=[types[name] for name in across]),
     )
+
+
+def _can_be_fed(value: onnx.ValueInfoProto) -> bool:
+    """Whether it can be an input of policy.onnx: see `runtime.ort_backend`."""
+    tensor = value.type.tensor_type
+    return tensor.elem_type in DATA_TYPES.values() and tensor.HasField("shape") and all(dim.dim_value > 0 for dim in tensor.shape.dim)
 
 
 def join_condition(policy: onnx.ModelProto, condition: onnx.ModelProto | None) -> onnx.ModelProto:

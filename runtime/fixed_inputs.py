@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from actlet.errors import BundleError
 from runtime.protobuf import fields, length_field, number_field
 
-__all__ = ["fix_inputs"]
+__all__ = ["DATA_TYPES", "fix_inputs"]
 
 _GRAPH, _INITIALIZER, _INPUT, _NAME = 7, 5, 11, 1
-_DATA_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10}
+DATA_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10}
+"""numpy dtype -> TensorProto.DataType, of what `runtime.ort_backend` can feed."""
 
 
 def fix_inputs(model: bytes, values: Mapping[str, NDArray[Any]], *, where: str = "policy.onnx") -> bytes:
@@ -65,4 +66,4 @@ def _tensor(name: str, value: NDArray[Any]) -> bytes:
     """A TensorProto."""
     dims = b"".join(number_field(1, size) for size in value.shape)
     little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
-    return dims + number_field(2, _DATA_TYPES[str(value.dtype)]) + length_field(8, name.encode()) + length_field(9, little.tobytes())
+    return dims + number_field(2, DATA_TYPES[str(value.dtype)]) + length_field(8, name.encode()) + length_field(9, little.tobytes())

@@ -15,9 +15,9 @@ from quantize.audit import audit
 from quantize.condition import graph_of, join_condition, network_files, network_of, split_condition
 from quantize.frames import Frames, frames_of_golden
 from quantize.schemes import scheme
-from runtime import policy_network
+from runtime import ort_backend, policy_network
 from runtime.bundle import load_bundle
-from runtime.fixed_inputs import fix_inputs
+from runtime.fixed_inputs import DATA_TYPES, fix_inputs
 from runtime.ort_backend import OrtModel, SessionConfig
 from runtime.policy_network import PolicyNetwork
 
@@ -108,6 +108,45 @@ def test_a_network_that_reads_no_instruction_stays_whole() -> None:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
         assert split_condition(model) == (model, None)
         assert list(network_files(model)) == ["policy.onnx"]
+
+
+@pytest.mark.parametrize("kind", ["bool", "float64", "int16", "unknown", "int64", "float16", "float32", "int8"])
+def test_what_cannot_be_fed_does_not_cross(kind: str) -> None:
+    """A value of a type that the runtime feeds is cut at; another one, or one of unknown size, leaves the policy whole. Either way it runs."""
+    dtype = np.dtype("float32" if kind == "unknown" else kind)
+    nodes = [
+        helper.make_node("Mul", ["instruction", "two"], ["doubled"]),
+        helper.make_node("Cast", ["doubled"], ["told"], to=helper.np_dtype_to_tensor_dtype(dtype)),
+        helper.make_node("Cast", ["state"], ["places"], to=TensorProto.INT64),
+        helper.make_node(
+            "GatherElements", ["told", "places"], ["chosen"], axis=1
+        ),  # Behind the cut, so that what is told is read across it.
+        helper.make_node("Cast", ["chosen"], ["actions"], to=TensorProto.FLOAT),
+    ]
+    constants = [numpy_helper.from_array(np.float32(2), "two")]
+    if kind == "unknown":
+        nodes[1].output[0] = "flat"
+        nodes[2:2] = [
+            helper.make_node("Cast", ["instruction"], ["whole"], to=TensorProto.INT64),
+            helper.make_node("Reshape", ["whole", "length"], ["shape"]),
+            helper.make_node("Reshape", ["flat", "shape"], ["told"]),
+        ]
+        constants.append(numpy_helper.from_array(np.array([2]), "length"))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in ("state", "instruction")]
+    graph = helper.make_graph(nodes, "g", values, [helper.make_tensor_value_info("actions", TensorProto.FLOAT, [1, 2])], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    files = network_files(model)
+    assert ("condition.onnx" in files) == (kind in DATA_TYPES)
+    feeds = {"state": np.float32([[1, 0]]), "instruction": np.float32([[1, 2]])}
+    expected = OrtModel(model.SerializeToString()).run(feeds)["actions"]
+    np.testing.assert_array_equal(network_of(model).run(feeds)["actions"], expected)
+
+
+def test_what_is_fixed_is_what_is_fed() -> None:
+    """One table of types for two modules, since a robot's has no onnx."""
+    assert set(DATA_TYPES) == set(ort_backend._DTYPES.values())
+    assert {name: helper.np_dtype_to_tensor_dtype(np.dtype(name)) for name in DATA_TYPES} == DATA_TYPES
 
 
 def test_the_size_of_a_bundles_networks_is_that_of_both_files(tiny_float_bundle: Path) -> None:
