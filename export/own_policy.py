@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,6 +40,7 @@ from episodes.lerobot_dataset import LeRobotDataset, open_dataset
 from export.bundle_writer import new_bundle
 from export.foreign_onnx import ForeignMapping, foreign_graph, read_foreign_onnx, read_mapping
 from export.parity import TOLERANCE, Worst, action_units, worst_of
+from export.recorded_samples import samples_of
 from export.samples import Samples
 from export.to_onnx import OPSET, module_to_onnx, operators, text_encoder_to_onnx
 from export.weight_only import store_weights_int8
@@ -45,7 +49,6 @@ from runtime.policy import BundlePolicy
 
 __all__ = ["OwnExportReport", "OwnPolicy", "export_module", "export_onnx", "find_policy"]
 
-SAMPLES = 16
 Answer = Callable[[Samples, int], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """What the original answers to a recorded sample: actions (H, A) in physical units, flags 0 or 1, and confidence (H,)."""
 
@@ -85,16 +88,29 @@ class OwnExportReport:
 def find_policy(place: str) -> OwnPolicy:
     """The policy that a function by the name of "package.module:function" makes; the current folder is searched too.
 
+    Whatever that module or function raises comes out as it is.
+
     Raises:
-        CallerError: There is no such function, or it makes something else.
+        CallerError: There is no such function, it takes arguments, or it makes something else.
     """
     module, _, function = place.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), function)):
+        raise CallerError(f"{place!r}: expected package.module:function, the name of a function without arguments.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    found = _imported(place, module)
     try:
-        made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+        make = getattr(found, function)
+    except AttributeError as error:
         raise CallerError(f"{place!r}: {error}. Name a function without arguments as package.module:function.") from error
+    if not callable(make):
+        raise CallerError(f"{place!r} is a {type(make).__name__}, expected a function without arguments that returns an OwnPolicy.")
+    if needed := _arguments(make):
+        raise CallerError(f"{place!r} takes {needed}, expected a function without arguments: write one that calls it.")
+    try:
+        made = make()
+    except ModuleNotFoundError as error:
+        raise _not_ours(place, error) from error
     if not isinstance(made, OwnPolicy):
         raise CallerError(f"{place!r} returned a {type(made).__name__}, expected an export.own_policy.OwnPolicy.")
     return made
@@ -136,7 +152,7 @@ def export_module(
     bad = [name for name, value in module.state_dict().items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
         raise CheckpointError(f"weights that are not finite: {bad[:5]}; such a policy is never exported.")
-    samples = _samples(dataset, policy.reads_instruction)
+    samples = samples_of(dataset, reads_instruction=policy.reads_instruction)
     example = samples.tensors(0)
     names = [*(f"images.{name}" for name in samples.images), "state", *(["instruction"] if policy.reads_instruction else [])]
     with torch.no_grad():
@@ -179,8 +195,8 @@ def export_onnx(
         overwrite: Replace a bundle that exists.
 
     Raises:
-        CheckpointError: The file is missing, or has dynamic axes.
-        SpecError: The mapping fits neither the network nor the recordings.
+        CheckpointError: The file is missing, not sound, or has dynamic axes.
+        SpecError: The mapping does not fit the network or the recordings.
         BundleError: The network holds what a bundle may not, or the bundle answers differently from it; nothing is written.
         DatasetError: The recordings cannot be used.
         StorageError: `out` exists, or cannot be written.
@@ -189,8 +205,11 @@ def export_onnx(
     model, dataset = read_foreign_onnx(network), open_dataset(data)
     spec = PolicySpec(observation=dataset.observation_spec, action=dataset.action_spec, timing=said.timing)
     whole = foreign_graph(model, said, spec)
-    samples = _samples(dataset, said.instruction is not None)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    samples = samples_of(dataset, reads_instruction=said.instruction is not None)
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common class below Exception.
+        raise CheckpointError(f"{network}: ONNX Runtime {onnxruntime.__version__} cannot load it ({str(error).strip()[:300]}).") from error
 
     def answer(recorded: Samples, row: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return _foreign_answer(session, said, spec, recorded, row)
@@ -213,21 +232,28 @@ class _WithConfidence(nn.Module):
         return given, given[..., 0] * 0 + 1
 
 
-def _samples(dataset: LeRobotDataset, reads_instruction: bool) -> Samples:
-    """Moments spread over the episodes."""
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, SAMPLES).astype(int)).tolist()
-    images: dict[str, list[NDArray[np.uint8]]] = {camera.name: [] for camera in dataset.observation_spec.cameras}
-    states, texts = [], []
-    for i, episode in enumerate(dataset.iterate(chosen)):
-        step = int((i + 0.5) / len(chosen) * len(episode))
-        for name, frames in episode.images.items():
-            images[name].append(frames[step])
-        states.append(episode.state[step])
-        texts.append(episode.instruction)
-    vectors = load_text_encoder().encode(texts) if reads_instruction else np.zeros((len(texts), 0), np.float32)
-    nothing = np.zeros((len(texts), 0, 1 + dataset.action_spec.dim), np.float32)
-    stacked = {name: np.stack(frames) for name, frames in images.items()}
-    return Samples(stacked, np.stack(states).astype(np.float32), vectors, nothing, tuple(texts))
+def _imported(place: str, module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            raise CallerError(f"{place!r}: {error}, neither installed nor in {Path.cwd()}. Name it as package.module:function.") from error
+        raise _not_ours(place, error) from error
+
+
+def _not_ours(place: str, error: ModuleNotFoundError) -> ImportError:
+    """The command line takes a ModuleNotFoundError for a package of actlet's own that is missing."""
+    return ImportError(f"{place!r}: {error}", name=error.name)
+
+
+def _arguments(function: Callable[..., Any]) -> list[str]:
+    """Those that it cannot be called without."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # Some of those that are written in C have none.
+        return []
+    optional = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty and parameter.kind not in optional]
 
 
 def _foreign_answer(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from distill.text_encoder import EMBEDDING_DIM
 from episodes.lerobot_dataset import LeRobotDataset
 from export.foreign_onnx import ForeignMapping, foreign_graph, read_foreign_onnx, read_mapping
 from export.own_policy import OwnPolicy, export_module, export_onnx, find_policy
+from export.recorded_samples import MOMENTS, moments_of
 from quantize.quantize_bundle import quantize_bundle
 from quantize.schemes import scheme
 from runtime.policy import BundlePolicy
@@ -112,17 +116,114 @@ def test_what_cannot_be_a_policy_is_refused(dataset: LeRobotDataset, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_policy_is_found_by_name(dataset: LeRobotDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the current folder; what is none is said."""
-    (tmp_path / "found_policies.py").write_text("def make():\n    return 3\n")
+POLICIES = """
+from export.own_policy import OwnPolicy
+kept = OwnPolicy(None, None)
+def make():
+    return 3
+def of(size, colour="red", *more, **others):
+    return kept
+def policy():
+    return kept
+def without_a_package():
+    import a_package_that_nobody_has
+def without_a_part():
+    from actlet import nothing_of_the_kind
+def without_an_attribute():
+    return kept.modul
+def with_too_many():
+    return policy(1)
+"""
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where one is, with policies in a file of a name of its own."""
     monkeypatch.chdir(tmp_path)
-    for place, message in (
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "found_policies.py").write_text(POLICIES)
+    (tmp_path / "broken_policies.py").write_text("import a_package_that_nobody_has\n")
+    (tmp_path / "misspelt_policies.py").write_text("import os\nos.no_such_function()\n")
+    yield tmp_path
+    for name in ("found_policies", "broken_policies", "misspelt_policies"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
         ("found_policies:make", "returned a int, expected an export"),
         ("found_policies:other", "has no attribute 'other'"),
-        ("nowhere:make", "No module named 'nowhere'"),
-    ):
-        with pytest.raises(CallerError, match=message):
-            find_policy(place)
+        ("found_policies:kept", "is a OwnPolicy, expected a function without arguments"),
+        ("found_policies:of", r"takes \['size'\], expected a function without arguments"),
+        ("nowhere:make", "No module named 'nowhere', neither installed nor in /"),
+        ("found_policies.deeper:make", "No module named 'found_policies.deeper'"),
+        ("found_policies", "expected package.module:function"),
+        (":make", "expected package.module:function"),
+        (".found_policies:make", "expected package.module:function"),
+        ("found_policies:", "expected package.module:function"),
+    ],
+)
+@pytest.mark.usefixtures("own_folder")
+def test_what_is_no_policy_is_said(place: str, message: str) -> None:
+    """A name of nothing, of something else, or of none of the form."""
+    with pytest.raises(CallerError, match=message):
+        find_policy(place)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [
+        ("found_policies:without_a_package", ImportError, "No module named 'a_package_that_nobody_has'"),
+        ("found_policies:without_a_part", ImportError, "cannot import name 'nothing_of_the_kind'"),
+        ("found_policies:without_an_attribute", AttributeError, "has no attribute 'modul'"),
+        ("found_policies:with_too_many", TypeError, "takes 0 positional arguments but 1 was given"),
+        ("broken_policies:make", ImportError, "No module named 'a_package_that_nobody_has'"),
+        ("misspelt_policies:make", AttributeError, "has no attribute 'no_such_function'"),
+    ],
+)
+def test_an_error_inside_comes_out_with_its_traceback(own_folder: Path, place: str, error: type[Exception], message: str) -> None:
+    """From Python, and from the command line, which takes no package of theirs for one of actlet's."""
+    command = ["export", place, "--data", str(own_folder), "--out", str(own_folder / "out")]
+    for call in (lambda: find_policy(place), lambda: main(command)):
+        with pytest.raises(error, match=message) as caught:
+            call()
+        assert not isinstance(caught.value, CallerError)
+        assert f"{place.split(':')[0]}.py" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_policy_is_found_by_name(own_folder: Path) -> None:
+    """In the current folder."""
+    assert isinstance(find_policy("found_policies:policy"), OwnPolicy)
+    assert str(own_folder) in sys.path
+
+
+@pytest.mark.parametrize(
+    "lengths", [[1], [2, 1], [40], [5, 50], [3] * 7, [1] * 15, [1] * 16, [100] * 8, [9] * 300, list(range(1, 60)), [1, 10_000]]
+)
+def test_moments_are_spread_over_the_recordings(lengths: list[int]) -> None:
+    """As many as there may be, none twice, first frames among them, and no long stretch of the recordings without one."""
+    moments = moments_of(lengths)
+    total, starts = sum(lengths), np.cumsum([0, *lengths])
+    assert moments == moments_of(list(lengths))
+    assert len(set(moments)) == len(moments) == min(total, MOMENTS)
+    assert all(0 <= step < lengths[episode] for episode, step in moments)
+    assert sum(step == 0 for _, step in moments) >= min(len(lengths), MOMENTS // 2)
+    assert (0, 0) in moments
+    places = [starts[episode] + step for episode, step in moments]
+    assert places == sorted(places)
+    assert max(np.diff([-1, *places, total])) <= max(2 * total / (MOMENTS - min(len(lengths), MOMENTS // 2)), 2)
+
+
+def test_one_episode_gives_all_moments(tmp_path: Path) -> None:
+    """Its first and its last frame among them; the bundle's self-test replays them."""
+    seed = next(seed for seed in range(99) if len(an_episode(seed, observation=SEES)) > 5)
+    data = write(tmp_path / "data", [an_episode(seed, observation=SEES)], observation_spec=SEES)
+    export_module(OwnPolicy(Mine(data), TIMING), data.path, tmp_path / "mine")
+    golden, episode = BundlePolicy(tmp_path / "mine").bundle.golden, data.read(0)
+    np.testing.assert_array_equal(golden.state, episode.state)
+    for name, frames in episode.images.items():
+        np.testing.assert_array_equal(golden.images[name], frames)
 
 
 def write_foreign(
