@@ -1,4 +1,4 @@
-"""Writing a float bundle: all files into a new folder, the manifest last, whole or not at all."""
+"""Writing a float bundle: all files into a new folder, the manifest last, whole or not at all, and opened once as a robot opens it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from actlet.action_tokens import ActionTokenizer
+from actlet.errors import BundleError
 from actlet.manifest import CONDITION_NAME, GoldenTolerance, Lineage, Manifest, NodePrecision, TextEncoderInfo, record_files, write_manifest
 from actlet.provenance import git_commit, package_versions, utc_now
 from actlet.specs import PolicySpec
@@ -18,6 +19,7 @@ from actlet.storage import new_folder, write_bytes
 from export.samples import Samples
 from quantize.condition import network_files
 from runtime.networks import Networks
+from runtime.trial import try_bundle
 
 __all__ = ["FLOAT_TOLERANCE", "float_nodes", "lineage_of_checkpoint", "new_bundle"]
 
@@ -40,7 +42,7 @@ def new_bundle(
     lineage: Lineage,
     overwrite: bool = False,
 ) -> Iterator[Path]:
-    """Make a bundle; yields the complete folder beside `out` for a last check, and moves it there if the check passes.
+    """Make a bundle; yields the complete folder beside `out` for a last check, tries it (`runtime.trial`), and moves it there if both succeed.
 
     Args:
         out: The bundle's folder.
@@ -56,7 +58,7 @@ def new_bundle(
 
     Raises:
         StorageError: `out` exists and `overwrite` is False, or it cannot be written.
-        BundleError: The networks do not load, or do not fit the specification.
+        BundleError: The networks do not load, do not fit the specification, or take more than a robot lets a bundle take to be opened.
     """
     with new_folder(out, overwrite=overwrite) as folder:
         contents = network_files(policy)
@@ -86,6 +88,10 @@ def new_bundle(
         )
         write_manifest(folder, manifest)
         yield folder
+        try:
+            try_bundle(folder)
+        except BundleError as error:
+            raise BundleError(f"as a robot opens it: {str(error).replace(str(folder), str(out))} Nothing was written.") from error
 
 
 def float_nodes(model: onnx.ModelProto) -> tuple[NodePrecision, ...]:

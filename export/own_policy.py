@@ -140,7 +140,7 @@ def export_module(
     Raises:
         CheckpointError: Weights that are not finite, or the module cannot be exported; the message has torch's own words.
         SpecError: It gives another shape than its timing and the recordings say.
-        BundleError: The bundle answers differently from the module; nothing is written.
+        BundleError: The bundle answers differently from the module, or a robot would refuse it; nothing is written.
         DatasetError: The recordings cannot be used.
         StorageError: `out` exists, or cannot be written.
     """
@@ -197,7 +197,7 @@ def export_onnx(
     Raises:
         CheckpointError: The file is missing, not sound, or has dynamic axes.
         SpecError: The mapping does not fit the network or the recordings.
-        BundleError: The network holds what a bundle may not, or the bundle answers differently from it; nothing is written.
+        BundleError: The network holds what a bundle may not, or the bundle answers differently from it, or a robot would refuse it; nothing is written.
         DatasetError: The recordings cannot be used.
         StorageError: `out` exists, or cannot be written.
     """

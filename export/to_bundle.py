@@ -58,7 +58,7 @@ def export_student(checkpoint: str | Path, out: str | Path, *, overwrite: bool =
 
     Raises:
         CheckpointError: The checkpoint cannot be used.
-        BundleError: The exported networks answer differently from torch; nothing is written.
+        BundleError: The exported networks answer differently from torch, or a robot would refuse the bundle; nothing is written.
         StorageError: `out` exists, or cannot be written.
     """
     checkpoint, out = Path(checkpoint), Path(out)

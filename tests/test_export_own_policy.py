@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from actlet.command_line import main
 from actlet.errors import BundleError, CallerError, CheckpointError, SpecError
-from actlet.manifest import read_manifest
+from actlet.manifest import manifest_hash, read_manifest
 from actlet.protocols import Observation
 from actlet.specs import CameraSpec, PolicySpec, TimingSpec
 from distill.text_encoder import EMBEDDING_DIM
@@ -30,6 +30,7 @@ from export.own_policy import OwnPolicy, export_module, export_onnx, find_policy
 from export.recorded_samples import MOMENTS, moments_of
 from quantize.quantize_bundle import quantize_bundle
 from quantize.schemes import scheme
+from runtime import trial
 from runtime.policy import BundlePolicy
 
 SEES = dataclasses.replace(OBSERVATION, cameras=(CameraSpec(name="front", height=24, width=32),))
@@ -77,6 +78,21 @@ def test_a_module_becomes_a_bundle(dataset: LeRobotDataset, tmp_path: Path, sure
     assert chunk.actions.shape == (4, dataset.action_spec.dim)
     if not sure:
         np.testing.assert_array_equal(chunk.confidence, 1)
+
+
+def test_what_a_robot_would_refuse_is_not_exported(dataset: LeRobotDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that cannot be opened within a trial's memory: nothing is written, and what was there before stays."""
+    network = write_foreign(tmp_path / "theirs.onnx", dataset)
+    mapping = ForeignMapping.from_dict(mapping_for(dataset))
+    before = export_module(OwnPolicy(Mine(dataset), TIMING), dataset.path, tmp_path / "mine").bundle_hash
+    monkeypatch.setattr(trial, "_BASE_BYTES", 64 << 20)  # Less than numpy and ONNX Runtime take by themselves.
+    message = r"^as a robot opens it: ((?!partial).)*Nothing was written\.$"
+    with pytest.raises(BundleError, match=message):
+        export_module(OwnPolicy(Mine(dataset), TIMING), dataset.path, tmp_path / "mine", overwrite=True)
+    with pytest.raises(BundleError, match=message):
+        export_onnx(network, mapping, dataset.path, tmp_path / "out")
+    assert manifest_hash(tmp_path / "mine") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "theirs.onnx"]
 
 
 def test_it_becomes_smaller_like_any_other(dataset: LeRobotDataset, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from export.samples import load_samples
 from export.to_bundle import export_student
 from export.to_onnx import operators, student_to_onnx
 from quantize.condition import graph_of, network_files
+from runtime import trial
 from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel
 from runtime.policy import BundlePolicy
@@ -155,6 +156,18 @@ def test_a_network_that_differs_is_not_exported(
     with pytest.raises(
         BundleError, match=r"parity: policy.onnx, actions differs from the torch student by .* at sample \d+, step \d, \w+, at most 0.0001"
     ):
+        export_student(tiny_checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_robot_would_refuse_is_not_exported(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_float_bundle: Path
+) -> None:
+    """A student's bundle is tried as a robot tries it, within a trial's memory, before it takes its place."""
+    monkeypatch.setattr(to_bundle, "text_encoder_to_onnx", lambda encoder: onnx.load(tiny_float_bundle / "instruction.onnx"))
+    monkeypatch.setattr(to_bundle, "store_weights_int8", lambda model: model)
+    monkeypatch.setattr(trial, "_BASE_BYTES", 1 << 20)
+    with pytest.raises(BundleError, match=r"^as a robot opens it: .*Nothing was written\.$"):
         export_student(tiny_checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
