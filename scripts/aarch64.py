@@ -5,6 +5,9 @@
 What is needed is fetched once (about 130 MB, from Debian's mirror and the package registry) into ``~/.cache/actlet/aarch64``, and unpacked without root: qemu's user-mode emulation, an
 arm64 Python 3.11, and Arm's wheels of numpy and ONNX Runtime. Nothing is installed. Times say nothing, and neither do they of memory ordering: x86's is the stronger one.
 
+Debian's archive signs a list of its lists of packages, and these hold each package's SHA-256: the signature is checked with gpgv and Debian's keyring (packages gpgv and
+debian-archive-keyring), and where one of them is missing that is said, and HTTPS alone vouches for the mirror. pip checks the wheels against the hashes of its registry.
+
 qemu 7 (Debian 12) crashes while ONNX Runtime is imported, so qemu 10 (Debian 13) is taken; a processor with SVE takes ten times as long to emulate, so it is a Cortex-A72.
 """
 
@@ -19,11 +22,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.request
 import zipfile
 from pathlib import Path
 
-MIRROR = "http://deb.debian.org/debian"
+MIRROR = "https://deb.debian.org/debian"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 QEMU, SYSTEM = "trixie", "bookworm"
 # What python3.11, numpy and ONNX Runtime load.
 PACKAGES = [
@@ -72,10 +77,52 @@ print(json.dumps({"machine": platform.machine(), "onnxruntime": onnxruntime.__ve
 """
 
 
+def download(file: str, digest: str | None = None) -> bytes:
+    """A file of the mirror, if it has this SHA-256."""
+    with urllib.request.urlopen(f"{MIRROR}/{file}", timeout=600) as answer:
+        content = answer.read()
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise SystemExit(f"{file}: not the file that the mirror lists (SHA-256 {digest[:12]}… expected); try again, or another network.")
+    return content
+
+
+def signed_text(content: bytes, what: str) -> str:
+    """What Debian signed of a file, and nothing beside it; the whole of it, with a warning, where nobody here can check."""
+    gpgv = shutil.which("gpgv")
+    if gpgv is None or not KEYRING.is_file():
+        missing = "gpgv" if gpgv is None else f"Debian's keyring {KEYRING}"
+        print(
+            f"{what}: its signature is NOT verified ({missing} is missing): {MIRROR.split(':')[0]} alone vouches for it.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return content.decode()
+    with tempfile.TemporaryDirectory() as folder:
+        given, signed = Path(folder) / "given", Path(folder) / "signed"
+        given.write_bytes(content)
+        command = [gpgv, "--status-fd", "1", "--keyring", str(KEYRING), "--output", str(signed), str(given)]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Debian signs with several keys, and an older keyring has not all of them: one good signature is enough, a bad one too many.
+        found = {line.split()[1] for line in said.stdout.splitlines() if line.startswith("[GNUPG:] ")}
+        if "GOODSIG" not in found or "BADSIG" in found:
+            raise SystemExit(
+                f"{what}: not signed with a key of {KEYRING} ({' '.join(sorted(found)) or said.stderr.strip()[-200:]}): update debian-archive-keyring, or use "
+                "another mirror."
+            )
+        return signed.read_text()
+
+
 def packages(suite: str, architecture: str) -> dict[str, tuple[str, str]]:
     """Name -> (file, SHA-256) of a Debian suite."""
-    with urllib.request.urlopen(f"{MIRROR}/dists/{suite}/main/binary-{architecture}/Packages.xz", timeout=120) as answer:
-        text = lzma.decompress(answer.read()).decode()
+    release = signed_text(download(f"dists/{suite}/InRelease"), f"{suite}'s list of lists")
+    if f"Codename: {suite}" not in release.splitlines():
+        raise SystemExit(f"the mirror's {suite} is another suite: try again, or another network.")
+    wanted = f"main/binary-{architecture}/Packages.xz"
+    lines = [line.split() for line in release.partition("\nSHA256:\n")[2].splitlines()]
+    digests = [line[0] for line in lines if line[1:] and line[-1] == wanted]
+    if not digests:
+        raise SystemExit(f"{suite}: the mirror lists no {wanted}; try again.")
+    text = lzma.decompress(download(f"dists/{suite}/main/binary-{architecture}/by-hash/SHA256/{digests[0]}", digests[0])).decode()
     found: dict[str, tuple[str, str]] = {}
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and not line.startswith(" "))
@@ -89,14 +136,9 @@ def unpack(suite: str, architecture: str, names: list[str], place: Path) -> None
     known = packages(suite, architecture)
     place.mkdir(parents=True, exist_ok=True)
     for name in names:
-        file, digest = known[name]
         print(f"fetching {name} ({suite}, {architecture}) ...", file=sys.stderr, flush=True)
-        with urllib.request.urlopen(f"{MIRROR}/{file}", timeout=600) as answer:
-            content = answer.read()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise SystemExit(f"{file}: not the file that the mirror lists; try again.")
         package = place / "package.deb"
-        package.write_bytes(content)
+        package.write_bytes(download(*known[name]))
         subprocess.run(["dpkg-deb", "-x", str(package), str(place)], check=True)
         package.unlink()
 
