@@ -28,6 +28,7 @@ from actlet.protocols import ActionChunk, Observation
 from runtime.policy import BundlePolicy
 from runtime.rest_policy import RestPolicy, RestPolicyConfig
 from runtime.rest_server import RestServer
+from runtime.signature import make_key, sign_bundle
 
 H, A = TINY_SPEC.timing.horizon, TINY_SPEC.action.dim
 
@@ -173,6 +174,27 @@ def test_the_command_serves_and_ends(tmp_path: Path, make_tiny_bundle: Callable[
         server.send_signal(signal.SIGINT)
         _, rest = server.communicate(timeout=60)
         assert server.returncode == 0, rest
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_the_command_serves_what_is_signed_alone(tmp_path: Path, make_tiny_bundle: Callable[..., Path]) -> None:
+    """`--trusted-keys` holds for POST /act too: an unsigned bundle is refused before the port is opened, a signed one is served."""
+    bundle = make_tiny_bundle(tmp_path / "bundle")
+    private, public = make_key(tmp_path / "lab")
+    command = [sys.executable, "-m", "actlet", "serve", str(bundle), "--wire", "act", "--port", "0", "--trusted-keys", str(public)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert refused.returncode == 2
+    assert f"bundle {bundle}: has no signature.json, and this robot only opens what is signed ({public})" in refused.stderr
+    assert "http://" not in refused.stderr
+    sign_bundle(bundle, private)
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        first = server.stderr.readline()
+        assert first.startswith(f"{bundle} at http://127.0.0.1:"), first
+        assert post(first.split(" at ")[1].split(";")[0], question())[0] == 200
     finally:
         server.kill()
         server.communicate()
