@@ -40,8 +40,11 @@ MAX_NUMBERS = 1 << 26
 """Numbers that a stored shape may ask for: 256 MiB of float32. A picture of 3840 x 2160 has 25 million."""
 _GROWING = {"ConstantOfShape": (0,), "Expand": (1,), "Pad": (1,), "Range": (0, 1, 2), "Resize": (1, 2, 3), "Tile": (1,)}
 """The same for operators whose output may be larger than what is fed to them."""
-_TYPES = {1: "<f4", 6: "<i4", 7: "<i8"}  # TensorProto.FLOAT, INT32, INT64.
-_DATA_TYPE, _INT64_DATA, _RAW_DATA, _OTHER_DATA = 2, 7, 9, (3, 4, 5, 6, 10, 11)  # Fields of TensorProto.
+_FORMS = {1: ("<f4", 4), 6: ("<i4", 5), 7: ("<i8", 7)}
+"""TensorProto's FLOAT, INT32 and INT64 -> how its raw_data is read, and its other field of numbers."""
+_DATA_TYPE, _FLOATS, _WHOLE, _RAW, _DATA = 2, 4, (5, 7), 9, (3, 4, 5, 6, 7, 9, 10, 11)  # Fields of TensorProto.
+_LARGEST_BYTES = 2048
+"""Of a stored shape: one number for each axis, or two, a name and a few words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,21 +107,25 @@ def _halves(values: list[float]) -> list[tuple[float, float]]:
 
 def _numbers(tensor: memoryview, place: str) -> list[float]:
     """The content of a stored tensor of sizes, repeats, scales or limits."""
-    kind, raw, whole, other = 0, b"", list[int](), list[int]()
-    for number, value, content, _ in fields(tensor, place):
+    kind, raw, whole, used = 0, b"", list[int](), set[int]()
+    if len(tensor) > _LARGEST_BYTES:
+        raise BundleError(f"{place}: its sizes are stored in {len(tensor)} bytes, expected at most {_LARGEST_BYTES}: the file was made up.")
+    for number, value, content, field in fields(tensor, place):
+        if number in _DATA:
+            used.add(number)
         if number == _DATA_TYPE and value is not None:
             kind = value
-        elif number == _RAW_DATA:
-            raw = bytes(content)
-        elif number == _INT64_DATA:
+        elif number == _RAW:
+            raw += bytes(content)
+        elif number == _FLOATS:
+            raw += bytes(content) or bytes(field[-4:])  # All in one field, or each in its own.
+        elif number in _WHOLE:
             whole += [value] if value is not None else packed_numbers(content, place)
-        elif number in _OTHER_DATA:
-            other.append(number)
-    form = _TYPES.get(kind)
-    if form is None or other or (whole and (raw or form != "<i8")) or len(raw) % np.dtype(form).itemsize:
+    form, own = _FORMS.get(kind, ("<i8", 0))
+    if not own or len(used) > 1 or not used <= {own, _RAW} or len(raw) % np.dtype(form).itemsize:
         raise BundleError(
-            f"{place}: its sizes are stored as type {kind}, {len(raw)} bytes, {len(whole)} whole numbers and fields {other} of ONNX's TensorProto, "
-            "expected the bytes of int64, int32 or float32, or int64 numbers: export the policy again."
+            f"{place}: its sizes are stored as type {kind} in {len(raw)} bytes and the fields {sorted(used)} of ONNX's TensorProto, expected int64, int32 or "
+            "float32 in one field: export the policy again."
         )
     stored = np.array([value % (1 << 64) for value in whole], np.uint64).astype(np.int64) if whole else np.frombuffer(raw, form)
     return [float(value) for value in stored]

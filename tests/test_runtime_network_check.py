@@ -91,6 +91,14 @@ def _stored_oddly(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["large"]))
 
 
+def _stored_as_floats(model: onnx.ModelProto) -> None:
+    """Whole numbers in a tensor of floats."""
+    size = TensorProto(name="size", data_type=TensorProto.FLOAT, dims=[1])
+    size.int64_data.append(10**12)
+    model.graph.initializer.append(size)
+    model.graph.node.append(helper.make_node("Resize", ["state", "", "size"], ["large"]))
+
+
 def _stored_in_a_node(model: onnx.ModelProto) -> None:
     """A Constant, whole numbers one by one."""
     size = helper.make_tensor("size", TensorProto.INT64, [2], [10**6, 10**6])
@@ -119,8 +127,10 @@ SHAPES: dict[str, tuple[Change, str]] = {
         _MANY,
     ),
     "a Pad of 10^12": (_sized("Pad", [0, 10**12 - 2, 0, 1]), _MANY),
-    "sizes of another type": (_sized("ConstantOfShape", np.float64([10**12])), "its sizes are stored as type 11, 8 bytes"),
-    "sizes of two contents": (_stored_oddly, "8 bytes, 1 whole numbers"),
+    "sizes of another type": (_sized("ConstantOfShape", np.float64([10**12])), "its sizes are stored as type 11 in 8 bytes"),
+    "sizes without end": (_sized("Expand", np.ones(10**6, np.int64)), "its sizes are stored in 80000.. bytes, expected at most 2048"),
+    "whole numbers of floats": (_stored_as_floats, r"type 1 in 0 bytes and the fields \[7\] of"),
+    "sizes of two contents": (_stored_oddly, r"type 7 in 8 bytes and the fields \[7, 9\] of"),
     "sizes stored twice": (_stored_twice, "two values have the name 'size', expected one"),
     "a value stored and made": (
         lambda m: m.graph.node.append(helper.make_node("Identity", ["state"], ["weight"])),
@@ -266,7 +276,7 @@ def test_every_listed_operator_is_one() -> None:
 
 
 def test_shapes_that_networks_have_are_let_through() -> None:
-    """Stored in every way in which onnx stores whole numbers, and of a large picture."""
+    """Up to those of a large picture, shrinking and cut ones, and none."""
     model = onnx.load_from_string(tiny_policy_onnx())
     changes = [
         _sized("Resize", None, None, [3840, 2160, 3]),
@@ -280,15 +290,31 @@ def test_shapes_that_networks_have_are_let_through() -> None:
         changed = onnx.load_from_string(model.SerializeToString())
         change(changed)
         check_network(changed.SerializeToString(), "policy.onnx")
-    for size in (helper.make_tensor("size", TensorProto.INT64, [2], [3, -1]), numpy_helper.from_array(np.array([3, -1]), "size")):
-        for node in (False, True):
-            changed = onnx.load_from_string(model.SerializeToString())
-            if node:
-                changed.graph.node.append(helper.make_node("Constant", [], ["size"], value=size))
-            else:
-                changed.graph.initializer.append(size)
-            changed.graph.node.append(helper.make_node("Expand", ["state", "size"], ["large"]))
-            check_network(changed.SerializeToString(), "policy.onnx")
+
+
+@pytest.mark.parametrize("in_a_node", [False, True])
+@pytest.mark.parametrize("as_bytes", [False, True])
+@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT])
+def test_sizes_are_read_in_every_form(kind: int, as_bytes: bool, in_a_node: bool) -> None:
+    """In which onnx stores numbers: 2^26 of them may be asked for, and one row more may not."""
+    for sizes, message in (
+        ([8192, 8192], None),
+        ([-1, 1], None),
+        ([8192, 8193], r"asks for 6\.71171e\+07 numbers by \[\[8192\.0, 8193\.0\]\]"),
+    ):
+        model, values = onnx.load_from_string(tiny_policy_onnx()), np.array(sizes, helper.tensor_dtype_to_np_dtype(kind))
+        size = numpy_helper.from_array(values, "size") if as_bytes else helper.make_tensor("size", kind, [2], values.tolist())
+        assert bool(size.raw_data) == as_bytes
+        if in_a_node:
+            model.graph.node.append(helper.make_node("Constant", [], ["size"], value=size))
+        else:
+            model.graph.initializer.append(size)
+        model.graph.node.append(helper.make_node("Expand", ["state", "size"], ["large"], name="grow"))
+        if message is None:
+            check_network(model.SerializeToString(), "policy.onnx")
+            continue
+        with pytest.raises(BundleError, match=rf"policy\.onnx: node 'grow' \(Expand\) {message}"):
+            check_network(model.SerializeToString(), "policy.onnx")
 
 
 def test_no_operator_is_missing_among_those_that_read_sizes() -> None:
