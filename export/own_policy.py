@@ -40,7 +40,7 @@ from episodes.lerobot_dataset import LeRobotDataset, open_dataset
 from export.bundle_writer import new_bundle
 from export.foreign_onnx import ForeignMapping, foreign_graph, read_foreign_onnx, read_mapping
 from export.parity import TOLERANCE, Worst, action_units, worst_of
-from export.recorded_samples import samples_of
+from export.recorded_samples import MOMENTS, samples_of
 from export.samples import Samples
 from export.to_onnx import OPSET, module_to_onnx, operators, text_encoder_to_onnx
 from export.weight_only import store_weights_int8
@@ -123,7 +123,7 @@ def export_module(
     *,
     opset: int = OPSET,
     checkpoint: str | None = None,
-    golden: int = SAMPLES,
+    golden: int = MOMENTS,
     overwrite: bool = False,
 ) -> OwnExportReport:
     """A torch module as a bundle.
@@ -292,7 +292,7 @@ def _write(
     out: str | Path,
     *,
     checkpoint: str | None,
-    golden: int = SAMPLES,
+    golden: int = MOMENTS,
     overwrite: bool,
 ) -> OwnExportReport:
     reads_instruction = samples.instruction.shape[1] > 0
