@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 import onnx
 import torch
 from onnxscript import ir, optimizer
+from optimum.utils.input_generators import DummyTextInputGenerator
+from optimum.utils.normalized_config import NormalizedTextConfig
 from torch import Tensor, nn
 
 from actlet.errors import CheckpointError
@@ -55,8 +57,12 @@ def student_to_onnx(student: Student) -> onnx.ModelProto:
 
 def text_encoder_to_onnx(encoder: TextEncoder) -> onnx.ModelProto:
     """instruction.onnx in float32: `input_ids`, `attention_mask` int64 (1, 64) -> `instruction` float32 (1, 1152)."""
-    ones = torch.ones(1, TOKEN_LENGTH, dtype=torch.int64)
-    return module_to_onnx(encoder, [ones, ones.clone()], ["input_ids", "attention_mask"], ["instruction"], prefix="bert.")
+    names = ["input_ids", "attention_mask"]
+    # optimum knows what a model of transformers is fed with; its own export to ONNX went to optimum-onnx, which stops at transformers 4.57.
+    examples = DummyTextInputGenerator(
+        "feature-extraction", NormalizedTextConfig(encoder.bert.config), batch_size=1, sequence_length=TOKEN_LENGTH
+    )
+    return module_to_onnx(encoder, [examples.generate(name) for name in names], names, ["instruction"], prefix="bert.")
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
