@@ -1,0 +1,309 @@
+"""How late the control loop is, and what it does when its policy dies: `python -m benchmarks.real_time BUNDLE --out benchmarks/results/runtime.json`.
+
+Designs, each in a process of its own, by turns:
+
+    process     actlet's loop at a real-time priority, the policy in processes of its own
+    thread      the same loop, the policy in a thread
+    sleep       how LeRobot's and openpi's clients pace: a queue of actions, the policy in a thread, time.sleep for what is left of a period, no priority
+    cyclictest  a C program that does nothing but wake up (Debian's rt-tests): what the machine itself allows; where it is installed
+
+Lateness: from the moment for which a wake-up was asked to the moment at which the loop runs. Missed: the share of periods without a command. All on the
+same recorded frames, one after the other; nothing is attached that could hold the loop up, so what is measured is the loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actlet.errors import ActletError
+from actlet.protocols import Observation
+from actlet.provenance import utc_now
+from actlet.specs import PolicySpec
+from actlet.storage import write_json
+from benchmarks.machine import describe_machine, describe_versions
+from runtime.bundle import load_bundle
+from runtime.control_loop import LoopConfig, drive
+from runtime.golden import Golden
+from runtime.inference_process import InferenceProcess
+from runtime.inference_worker import WorkerConfig
+from runtime.policy import BundlePolicy
+from runtime.real_time import RealTime, take_real_time
+from runtime.supervisor import SupervisorConfig
+
+__all__ = ["DESIGNS", "measure_failover", "measure_lateness", "measure_overhead"]
+
+DESIGNS = ("process", "thread", "sleep", "cyclictest")
+_PRIORITY = 80
+_WARM_S = 1.0
+"""Left out at the beginning of every turn."""
+
+
+class RecordedArm:
+    """A robot of a bundle's own recorded frames, which takes every command and notes when.
+
+    Args:
+        spec: The policy's.
+        golden: What is seen, one after the other.
+    """
+
+    def __init__(self, spec: PolicySpec, golden: Golden) -> None:
+        self.observation_spec, self.action_spec, self.rate_hz = spec.observation, spec.action, spec.timing.rate_hz
+        self.instruction = golden.text[0]
+        self.sent_s: list[float] = []
+        self._seen = [Observation({name: frames[i] for name, frames in golden.images.items()}, golden.state[i]) for i in range(len(golden))]
+        self._next = 0
+
+    def connect(self) -> None:
+        """Nothing to do."""
+
+    def get_observation(self) -> Observation:
+        """The next recorded one."""
+        self._next = (self._next + 1) % len(self._seen)
+        return self._seen[self._next]
+
+    def send_action(self, action: NDArray[np.float32]) -> None:
+        """Note the time."""
+        self.sent_s.append(time.monotonic())
+
+    def disconnect(self) -> None:
+        """Nothing to do."""
+
+
+def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) -> dict[str, Any]:
+    """One turn of a design, in this process.
+
+    Returns:
+        ``design, rate_hz, lateness_us`` (every one), ``missed`` and ``periods``, of actlet's loops ``age_ms`` and ``decision_ms`` (p50), and ``refused``.
+    """
+    if design == "cyclictest":
+        return _cyclictest(rate_hz, seconds)
+    loaded = load_bundle(bundle)
+    arm, lateness = RecordedArm(loaded.manifest.spec, loaded.golden), []
+    row: dict[str, Any] = {"design": design, "rate_hz": rate_hz, "refused": []}
+    if design == "sleep":
+        _sleeping_loop(BundlePolicy(bundle), arm, rate_hz, seconds, lateness)
+    else:
+        policy: Any = BundlePolicy(bundle)
+        if design == "process":
+            policy = InferenceProcess(bundle, worker=WorkerConfig(policy="", priority=_PRIORITY // 2))
+            while policy.status.ready < 2:
+                time.sleep(0.01)
+        row["refused"] = take_real_time(RealTime(priority=_PRIORITY, quiet_collector=True))
+
+        def sleep(left_s: float) -> None:
+            moment = time.monotonic() + left_s
+            time.sleep(left_s)
+            lateness.append(time.monotonic() - moment)
+
+        config = LoopConfig(max_steps=int(rate_hz * seconds), rate_hz=rate_hz, inference="thread")
+        result = drive(arm, policy, None, config, sleep=sleep, inference=(lambda _, clock: policy) if design == "process" else None)
+        statistics = result.statistics.to_dict()
+        row |= {"stopped_by": result.stopped_by, "age_ms": statistics["action_age_ms"], "decision_ms": statistics["decision_latency_ms"]}
+        row |= {"holds": statistics["holds"], "ticks": statistics["ticks"]}
+    missed, periods = _missed(arm.sent_s, rate_hz)
+    return row | {"lateness_us": [1e6 * value for value in lateness[int(_WARM_S * rate_hz) :]], "missed": missed, "periods": periods}
+
+
+def _missed(sent_s: Sequence[float], rate_hz: float) -> tuple[int, int]:
+    """Periods without a command, and periods."""
+    times = np.asarray(sent_s)
+    times = times[times >= times[0] + _WARM_S] - times[0]
+    # Counted from the middle between two commands, so that none lies on a border.
+    period = np.floor(times * rate_hz + 0.5).astype(int)
+    periods = int(period[-1] - period[0] + 1)
+    return periods - len(np.unique(period)), periods
+
+
+def _sleeping_loop(policy: BundlePolicy, arm: RecordedArm, rate_hz: float, seconds: float, lateness: list[float]) -> None:
+    """The pacing of LeRobot's `record_loop` and openpi's `Runtime`: relative sleeps in the same interpreter as the policy."""
+    actions: queue.Queue[NDArray[np.float32]] = queue.Queue()
+    newest: dict[str, Any] = {"seen": arm.get_observation(), "stop": False}
+
+    def infer() -> None:
+        while not newest["stop"]:
+            if actions.qsize() < policy.spec.timing.horizon // 2:
+                for action in policy.predict([newest["seen"]], [arm.instruction])[0].actions:
+                    actions.put(action)
+            else:
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=infer, daemon=True)
+    thread.start()
+    last, end = np.zeros(policy.spec.action.dim, np.float32), time.monotonic() + seconds
+    while (start := time.monotonic()) < end:
+        newest["seen"] = arm.get_observation()
+        with contextlib.suppress(queue.Empty):
+            last = actions.get_nowait()
+        arm.send_action(last)
+        left_s = 1 / rate_hz - (time.monotonic() - start)
+        if left_s > 0:
+            moment = time.monotonic() + left_s
+            time.sleep(left_s)
+            lateness.append(time.monotonic() - moment)
+    newest["stop"] = True
+    thread.join()
+
+
+def _cyclictest(rate_hz: float, seconds: float) -> dict[str, Any]:
+    loops = int(rate_hz * seconds)
+    command = ["cyclictest", "-m", f"-p{_PRIORITY}", f"-i{int(1e6 / rate_hz)}", f"-l{loops}", "-q", "-h100000"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    counts = [(int(us), int(count)) for us, count in re.findall(r"^(\d{6}) (\d+)", said, re.M)]
+    lateness = [float(us) for us, count in counts for _ in range(count)]
+    return {"design": "cyclictest", "rate_hz": rate_hz, "lateness_us": lateness, "missed": None, "periods": loops, "refused": []}
+
+
+def measure_failover(bundle: Path, kills: int) -> dict[str, Any]:
+    """From the death of the process that infers to the next answer, asked at once; while a loop's clock goes on.
+
+    Returns:
+        ``kills, failover_ms`` (every one), ``p50, p99, max``.
+    """
+    golden, found = load_bundle(bundle).golden, []
+    seen = Observation({name: frames[0] for name, frames in golden.images.items()}, golden.state[0])
+    worker, keeper = (
+        WorkerConfig(policy="", priority=_PRIORITY // 2),
+        SupervisorConfig(first_wait_s=0.01, longest_wait_s=0.1, most_deaths=10 * kills),
+    )
+    inference = InferenceProcess(bundle, worker=worker, supervisor=keeper)
+    try:
+        take_real_time(RealTime(priority=_PRIORITY))
+        inference.prepare(golden.text[0])
+        for kill in range(kills):
+            while inference.status.ready < 2:
+                time.sleep(0.01)
+            time.sleep(1.0)  # The standby looks for a new instruction twice a second.
+            os.kill(inference.status.pids[0], signal.SIGKILL)
+            start = time.monotonic()
+            while not inference.submit(seen, golden.text[0], kill):
+                time.sleep(0.0005)
+            while inference.poll() is None:
+                time.sleep(0.0005)
+            found.append(1e3 * (time.monotonic() - start))
+    finally:
+        inference.close()
+    return {"kills": kills, "failover_ms": found, "p50": float(np.median(found)), "p99": float(np.percentile(found, 99)), "max": max(found)}
+
+
+def measure_overhead(bundle: Path, calls: int) -> dict[str, Any]:
+    """What `BundlePolicy.predict` takes beside its bare session, by turns: medians in microseconds, and their ratio."""
+    policy = BundlePolicy(bundle)
+    golden = policy.bundle.golden
+    seen = Observation({name: frames[0] for name, frames in golden.images.items()}, golden.state[0])
+    policy.predict([seen], [golden.text[0]])
+    network = policy.networks._policy.fixed(golden.instruction[:1])
+    bare: Callable[[], Any] = lambda: network._session.run_with_iobinding(network._binding)  # noqa: E731
+    whole: Callable[[], Any] = lambda: policy.predict([seen], [golden.text[0]])  # noqa: E731
+    took: dict[Callable[[], Any], list[float]] = {bare: [], whole: []}
+    for _ in range(calls):
+        for call, times in took.items():
+            for again in range(3):
+                start = time.perf_counter()
+                call()
+                if again:  # The first of a turn finds the other's memory in the caches.
+                    times.append(1e6 * (time.perf_counter() - start))
+    medians = {"bare_us": float(np.median(took[bare])), "predict_us": float(np.median(took[whole]))}
+    return medians | {"ratio": medians["predict_us"] / medians["bare_us"]}
+
+
+def _summary(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All turns of a design at a rate."""
+    first, late = turns[0], np.concatenate([turn["lateness_us"] for turn in turns])
+    p50, p99, p999 = np.percentile(late, [50, 99, 99.9])
+    row = {"design": first["design"], "rate_hz": first["rate_hz"], "turns": len(turns), "wakeups": len(late)}
+    row |= {"p50": float(p50), "p99": float(p99), "p999": float(p999), "max": float(late.max())}
+    row["p99_of_turns"] = [float(np.percentile(turn["lateness_us"], 99)) for turn in turns]
+    missed = None if first["missed"] is None else sum(turn["missed"] for turn in turns) / sum(turn["periods"] for turn in turns)
+    row |= {"missed_share": missed, "refused": first["refused"]}
+    for key in ("age_ms", "decision_ms"):
+        if first.get(key):
+            row[key] = {name: float(np.median([turn[key][name] for turn in turns])) for name in ("p50", "p99")}
+    if "holds" in first:
+        row |= {"holds_share": sum(turn["holds"] for turn in turns) / sum(turn["ticks"] for turn in turns)}
+    return row
+
+
+def _turn(bundle: Path, design: str, rate_hz: float, seconds: float) -> dict[str, Any]:
+    """In a fresh process: a priority that was taken is not given back."""
+    command = [sys.executable, "-m", "benchmarks.real_time", str(bundle), "--turn", design, str(rate_hz), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 120)
+    if done.returncode:
+        raise ActletError(f"{design} at {rate_hz} Hz ended with {done.returncode}: {done.stderr.strip()[-600:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m benchmarks.real_time`: measure, print, and write the document."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--out", type=Path, help="where the document is written")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1000.0, 100.0], help="in Hz (default: 1000 100)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every design at every rate (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=20, help="of the process that infers (default: %(default)s)")
+    parser.add_argument("--turn", nargs=3, metavar=("DESIGN", "HZ", "SECONDS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.turn:
+        design, rate, seconds = arguments.turn
+        print(json.dumps(measure_lateness(arguments.bundle, design, float(rate), float(seconds))))
+        return 0
+    designs = [name for name in DESIGNS if name != "cyclictest" or shutil.which("cyclictest")]
+    before = describe_machine()
+    overhead = measure_overhead(arguments.bundle, calls=300)
+    turns: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for _ in range(arguments.rounds):
+        for rate in arguments.rates:
+            for design in designs:
+                turns.setdefault((design, rate), []).append(_turn(arguments.bundle, design, rate, arguments.seconds))
+                print(".", end="", file=sys.stderr, flush=True)
+    rows = [_summary(found) for found in turns.values()]
+    failover = measure_failover(arguments.bundle, arguments.kills)
+    document = {
+        "date": utc_now(),
+        "machine": before,
+        "load_average_after": describe_machine()["load_average"],
+        "versions": describe_versions(),
+        "conditions": {
+            "seconds": arguments.seconds,
+            "rounds": arguments.rounds,
+            "priority": _PRIORITY,
+            "precision": load_bundle(arguments.bundle).manifest.precision,
+        },
+        "lateness_us": rows,
+        "failover_ms": failover,
+        "infer_overhead": overhead,
+        "infer_overhead_ratio": overhead["ratio"],
+    }
+    if arguments.out is not None:
+        write_json(arguments.out, document)
+    print(f"\n{'design':<12}{'Hz':>6}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>9} us  missed")
+    for row in sorted(rows, key=lambda row: -row["rate_hz"]):
+        missed = "" if row["missed_share"] is None else f"{row['missed_share']:.3%}"
+        print(
+            f"{row['design']:<12}{row['rate_hz']:>6.0f}{row['p50']:>9.0f}{row['p99']:>9.0f}{row['p999']:>9.0f}{row['max']:>9.0f}     {missed}"
+        )
+    print(
+        f"failover: p50 {failover['p50']:.1f} ms, max {failover['max']:.1f} ms of {failover['kills']}; predict takes {overhead['ratio']:.3f} of the bare session"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
