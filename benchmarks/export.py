@@ -71,10 +71,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "int8": ("int8", {}),
     "float16": ("float16", {}),
     "int8 portable": ("int8", {"dialect": "portable"}),
+    "int4 portable": ("int4", {"dialect": "portable"}),
     "float8": ("float8", {}),
 }
 """Bundle -> precision and settings of what is made of the float bundle."""
-TARGETS = {"SM86": ("float32", "float16", "int8 portable"), "SM89": ("float32", "float16", "int8 portable", "float8")}
+TARGETS = {
+    "SM86": ("float32", "float16", "int8 portable", "int4 portable"),
+    "SM89": ("float32", "float16", "int8 portable", "int4 portable", "float8"),
+}
 """GPU -> the kinds of graphs that it has arithmetic for: Ampere (as Jetson Orin, which TensorRT-RTX does not know) and Ada."""
 _OF_NETWORKS = CHANGES[:5]
 _WALL_S = 60.0
