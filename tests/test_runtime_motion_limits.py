@@ -38,7 +38,7 @@ def excess(
             if limit is not None:
                 # The differences are taken in floats too: each subtraction rounds once more, by at most as much as y.
                 most = np.abs(np.diff(y[:, i], order)).max()
-                worst = max(worst, (most - limit * tick_s**order * (1 + 1e-12)) / u - 2**order)
+                worst = max(worst, (most - limit * tick_s**order * (1 + 2e-15)) / u - 2**order)
     return worst
 
 
