@@ -31,21 +31,24 @@ needs the roots of polynomials and libfranka's `limitRate` knows nothing of the 
    One N for all dimensions, so that a path in several dimensions stays that path.
 
 *Convergence.* From the tick on at which the target is constant, p reaches it and stays, without overshoot if it can still be stopped at,
-within (high - low) / velocity + 3 velocity / acceleration + 3 ticks; y does N - 1 ticks later. It stays at the target rounded to the
+within (high - low) / velocity + 3 velocity / A + 3 ticks; y does N - 1 ticks later. It stays at the target rounded to the
 grid, which is finer than 2^-45 N max(|low|, |high|); outside the limits it is the nearest limit.
 
 *Lag.* A target of constant speed w is followed, after it is caught, with delay `delay_s` = (N - 1) / 2 ticks plus f(w) / w, which is at
-most w / (2 acceleration), and 0 where w <= acceleration x tick. `step` takes the speed of the target too if it is known: then f(w) / w is
+most w / (2 A), and 0 where w <= A tick_s. `step` takes the speed of the target too if it is known: then f(w) / w is
 0 at every speed within the limit, but a target that stops without having slowed down is overshot by f(w). `delay_s` is known in
 advance: ask the `Resampler` for the setpoint that much later, and the robot is on time.
 
-*Price.* A ramp of velocity takes 2 A / J where the optimum takes A / J: a long move from rest to rest ends A / J later than the
-time-optimal one. Where velocity or range are so small that A is hardly reached, A is lowered to what makes the move shortest, see `_acceleration`.
+*Price.* Building up A takes 2 A / J where the optimum takes A / J, so a long move from rest to rest ends A / J later than the time-optimal
+one. Where velocity or range are so small that A is hardly reached, A is lowered to what makes the move shortest (`accelerations` says to
+what; it is the A of all that is said here). Moves of 0.01 to 5 rad at 1 kHz ended 0.001 to 0.002 s after the time-optimal ones with 2 rad/s,
+10 rad/s^2, 5000 rad/s^3 (N = 5), and 0.08 to 0.10 s with 1 rad/s, 4 rad/s^2, 40 rad/s^3 (N = 201; 5 rad take 5.35 s at best).
 
 *Exactness.* Positions are whole numbers of a grid unit (a power of two) below 2^47 / N, held in floats: all sums, also the running sum
 of N positions, are exact and never drift. x(e) is rounded down by more than its rounding error, which only makes it stop sooner.
 
-Ticks are counted, not timed: a tick that is skipped is not made up, and the robot then sees a slower motion, never a faster one.
+Ticks are counted, not timed: a tick that is skipped is not made up. The robot then sees a slower motion, never a faster one, but the
+dent in its speed is the missing command's, and no rule for the commands that do come can keep an acceleration across it.
 """
 
 from __future__ import annotations
@@ -127,6 +130,8 @@ class MotionLimiter:
         self.delay_s = (self.window - 1) // 2 * tick_s
         """By how much a slow target is followed late, in [s]."""
         dimensions = [_Dimension.make(i, own, low[i], high[i], tick_s, self.window) for i, own in enumerate(limits)]
+        self.accelerations = tuple(d.acceleration / d.scale / tick_s**2 for d in dimensions)
+        """(A,) what is used in [unit/s^2], at most the limits: less where the jerk limit makes less faster; finite also without a limit."""
         self._constants = tuple((d.scale, d.low, d.high, d.velocity, d.acceleration) for d in dimensions)
         self._speed_scales = tuple(d.scale * tick_s for d in dimensions)
         self._divisors = tuple(d.scale * self.window for d in dimensions)
@@ -196,7 +201,7 @@ class MotionLimiter:
     def brake(self) -> list[float]:
         """The command of this tick that comes to rest as soon as allowed, whatever was before; always there, for a failsafe.
 
-        At rest after at most velocity / (acceleration tick_s) + N ticks of nothing but `brake`. `step` may follow at any time.
+        At rest after at most velocity / (A tick_s) + N ticks of nothing but `brake`, A of `accelerations`. `step` may follow at any time.
         """
         velocities = [
             velocity - change if velocity > change else velocity + change if velocity < -change else 0.0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from actlet.errors import ActionError, SpecError
-from runtime.motion_limits import MotionLimiter, MotionLimits
+from runtime.motion_limits import MotionLimiter, MotionLimits, _stoppable
 
 ARM = MotionLimits(velocity=2, acceleration=10, jerk=5000)
 SLOW_ARM = MotionLimits(velocity=1, acceleration=4, jerk=40)
@@ -95,6 +95,38 @@ def test_no_sequence_of_targets_breaks_a_limit(
         assert excess(commands, limiter.start, limits, low, high, tick_s) <= 0
 
 
+def stopping_distance(pace: int, change: int) -> int:
+    """f(v), summed as it is defined."""
+    return sum(range(pace - change, 0, -change))
+
+
+@given(distance=st.integers(0, 2**47), change=st.integers(16, 2**47))
+@settings(max_examples=1000, deadline=None)
+def test_the_speed_that_can_stop_is_never_too_fast_and_at_most_two_units_slow(distance: int, change: int) -> None:
+    """x(e) against its definition in whole numbers: x + f(x) <= e, and two units more would be too fast."""
+    assume(distance < change * 10**9)
+    found = _stoppable(float(distance), float(change))
+    assert found == int(found)
+    pace = int(found)
+
+    def way(pace: int) -> int:
+        m = max(0, pace - 1) // change  # Summands of f; their sum in closed form, for there may be 10^4 of them.
+        return pace + m * pace - change * m * (m + 1) // 2
+
+    assert way(pace) == pace + stopping_distance(pace, change) if pace < 1000 * change else True
+    assert way(pace) <= distance < way(pace + 2)
+
+
+@pytest.mark.parametrize("wall", [-3, 3])
+@pytest.mark.parametrize("limits", [MotionLimits(velocity=2, acceleration=2), MotionLimits(velocity=2, acceleration=2, jerk=100), ARM])
+def test_a_target_that_rushes_through_a_wall_is_left_in_time(wall: float, limits: MotionLimits) -> None:
+    """At full speed, and told so: the robot brakes, and stands at the wall at last."""
+    own = limiter(limits)
+    commands = [own.step([wall / 3 * 2e-3 * k], [wall / 3 * 2]) for k in range(6000)]
+    assert excess(commands, own.start, [limits], [-3], [3], 1e-3) <= 0
+    assert abs(commands[-1][0] - wall) < 1e-10
+
+
 def test_a_hundred_thousand_random_ticks_keep_every_limit() -> None:
     """Fixed seed: 2e4 ticks of each of five machines of 8 dimensions, targets of every kind, brakes and refusals in between."""
     rng = np.random.default_rng(7)
@@ -124,15 +156,10 @@ def test_a_hundred_thousand_random_ticks_keep_every_limit() -> None:
     assert ticks >= 100_000
 
 
-def ticks_to_settle(limits: MotionLimits, span: float, tick_s: float, window: int) -> int:
-    """The module's bound; the acceleration in use is found from the window where the jerk limit lowers it."""
+def ticks_to_settle(own: MotionLimiter, i: int, limits: MotionLimits, span: float, tick_s: float) -> int:
+    """The module's bound for dimension i."""
     fastest = span / tick_s if limits.velocity is None else min(limits.velocity, span / tick_s)
-    change = 2 * fastest / tick_s
-    if limits.acceleration is not None:
-        change = min(change, limits.acceleration)
-    if limits.jerk is not None:
-        change = min(change, limits.jerk * tick_s * window / 2)
-    return math.ceil(span / fastest / tick_s + 3 * fastest / change / tick_s) + 3 + window - 1
+    return math.ceil((span / fastest + 3 * fastest / own.accelerations[i]) / tick_s) + 3 + own.window - 1
 
 
 @given(machine=machines(), before=st.lists(st.floats(-10, 10), max_size=60), target=st.floats(-12, 12))
@@ -146,7 +173,7 @@ def test_a_constant_target_is_reached_in_time_and_kept(
     n = len(limits)
     for wild in before:
         limiter.step([wild] * n)
-    bound = max(ticks_to_settle(own, high[i] - low[i], tick_s, limiter.window) for i, own in enumerate(limits))
+    bound = max(ticks_to_settle(limiter, i, own, high[i] - low[i], tick_s) for i, own in enumerate(limits))
     assume(bound < 8000)  # Longer ones only cost time.
     for _ in range(bound):
         command = limiter.step([target] * n)
@@ -178,11 +205,10 @@ def test_the_lag_behind_a_steady_target_is_as_stated(limits: MotionLimits, speed
         target = -2.9 + speed * n * tick_s
         command = own.step([target], [speed] if told else None)[0]
     late_s = (target - command) / speed
-    acceleration = limits.jerk * own.delay_s if limits.jerk * own.delay_s < limits.acceleration else limits.acceleration
-    if told or speed <= acceleration * tick_s:
+    if told or speed <= own.accelerations[0] * tick_s:
         assert late_s == pytest.approx(own.delay_s, abs=1e-10 / speed)  # The grid.
     else:
-        assert own.delay_s < late_s <= own.delay_s + speed / (2 * acceleration)
+        assert own.delay_s < late_s <= own.delay_s + speed / (2 * own.accelerations[0])
 
 
 def test_the_delay_is_short_against_a_policy_step() -> None:
@@ -206,7 +232,7 @@ def test_the_brake_comes_to_rest_as_soon_as_stated(targets: list[float], limits:
     own, tick_s = limiter(limits, tick_s=0.004), 0.004
     for target in targets:
         own.step([target])
-    for _ in range(math.ceil(limits.velocity / (limits.jerk * own.window * tick_s / 2) / tick_s) + own.window + 1):
+    for _ in range(math.ceil(limits.velocity / own.accelerations[0] / tick_s) + own.window):
         last = own.brake()
     assert own.at_rest
     assert own.brake() == last
