@@ -117,14 +117,15 @@ def test_the_speed_that_can_stop_is_never_too_fast_and_at_most_two_units_slow(di
     assert way(pace) <= distance < way(pace + 2)
 
 
-@pytest.mark.parametrize("wall", [-3, 3])
-@pytest.mark.parametrize("limits", [MotionLimits(velocity=2, acceleration=2), MotionLimits(velocity=2, acceleration=2, jerk=100), ARM])
-def test_a_target_that_rushes_through_a_wall_is_left_in_time(wall: float, limits: MotionLimits) -> None:
-    """At full speed, and told so: the robot brakes, and stands at the wall at last."""
-    own = limiter(limits)
-    commands = [own.step([wall / 3 * 2e-3 * k], [wall / 3 * 2]) for k in range(6000)]
+@pytest.mark.parametrize("speed", [-2, 2, -1, 1])
+@pytest.mark.parametrize("limits", [MotionLimits(velocity=2, acceleration=0.5), MotionLimits(velocity=2, acceleration=2, jerk=100), ARM])
+def test_a_target_that_runs_through_a_wall_is_left_in_time(speed: float, limits: MotionLimits) -> None:
+    """At full speed or half of it, and told so: the robot brakes (over 4000 ticks, or 200), and stands at the wall at last."""
+    begin = -math.copysign(3, speed)
+    own = limiter(limits, start=begin)
+    commands = [own.step([begin + speed * 1e-3 * k], [speed]) for k in range(15_000)]
     assert excess(commands, own.start, [limits], [-3], [3], 1e-3) <= 0
-    assert abs(commands[-1][0] - wall) < 1e-10
+    assert abs(commands[-1][0] + begin) < 1e-10
 
 
 def test_a_hundred_thousand_random_ticks_keep_every_limit() -> None:
