@@ -36,6 +36,9 @@ class Observation:
     committed: NDArray[np.float32] | None = None
     """float32 (d, A), physical units: what will be commanded at the next d steps, this one first, whatever the answer; None or d = 0: nothing.
     A policy that is told (`TimingSpec.committed_steps`) answers from row d on for what will then have happened."""
+    taken_s: float | None = None
+    """When the oldest of it was taken, in seconds of `time.monotonic()`; None: not known. The control loop shows no policy what is too old. It is of
+    one machine's clock, so no wire carries it, and no policy looks at it."""
 
 
 def committed_rows(observation: Observation, spec: PolicySpec) -> NDArray[np.float32]:

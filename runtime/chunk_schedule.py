@@ -93,7 +93,7 @@ class ChunkSchedule:
         self._is_binary = spec.action.is_binary
         self._segments: list[_Segment] = []  # By start; the last one that has started is in use.
 
-    def add(self, actions: NDArray[np.float32], *, observed_at: int, now: int, committed: int = 0) -> Verdict:
+    def add(self, actions: NDArray[np.float32], *, observed_at: int, now: int, committed: int = 0, at_once: bool = False) -> Verdict:
         """Take in a chunk.
 
         Args:
@@ -101,6 +101,7 @@ class ChunkSchedule:
             observed_at: Step at which its observation was taken.
             now: The step that is about to be commanded.
             committed: How many actions the policy was told to be on their way; its own begin after them.
+            at_once: Nothing of the chunk before is being executed, as in HOLD: "receding" need not wait for its end.
 
         Returns:
             "used"; "old" when a chunk of the same or a newer observation is there already; "late" when its first use would be
@@ -120,7 +121,7 @@ class ChunkSchedule:
             return "old"
         in_use = [segment for segment in self._segments if segment.start <= now][-1:]
         start = max(now, observed_at + committed)
-        if in_use and self._config.rule == "receding":
+        if in_use and self._config.rule == "receding" and not at_once:
             runs_out = in_use[0].observed_at + timing.horizon
             start = max(start, min(in_use[0].start + timing.execute_steps, runs_out))
         if start - observed_at > timing.max_delay_steps:

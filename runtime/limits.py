@@ -58,7 +58,14 @@ class CommandLimiter:
         self._low, self._high = np.array(spec.low, np.float32), np.array(spec.high, np.float32)
         self._is_binary = spec.is_binary
         self._holds_zero = np.array([hold == "zero" for hold in spec.hold])
+        self._moves = self._holds_zero & ~self._is_binary
         self._max_change = None if max_change is None else np.array(max_change, np.float32)
+
+    def __copy__(self) -> CommandLimiter:
+        """One that goes on from the same command before: for asking what would be commanded. Every step does, so it is quick."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def limit(self, action: NDArray[np.float32]) -> Limited:
         """The nearest command that may be sent.
@@ -89,3 +96,18 @@ class CommandLimiter:
         if self.last is None:
             return self.limit(np.zeros(self.spec.dim, np.float32)) if self._holds_zero.all() else None
         return self.limit(np.where(self._holds_zero, np.float32(0), self.last))
+
+    def fade(self, start: NDArray[np.float32], share: float) -> Limited:
+        """What brings a motion to rest: a share of where it began, in the dimensions that stand still at zero; the others hold.
+
+        Args:
+            start: float32 (A,), the command from which on it slows down.
+            share: From 1 down to 0.
+        """
+        still = np.where(self._holds_zero, np.float32(0), start if self.last is None else self.last)
+        return self.limit(np.where(self._moves, np.float32(share) * start, still))
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Nothing was commanded yet, or the command before moves nothing."""
+        return self.last is None or not self.last[self._moves].any()

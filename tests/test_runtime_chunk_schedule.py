@@ -53,6 +53,15 @@ def test_receding_horizon_waits_for_the_executed_steps(tiny_spec: PolicySpec) ->
     assert [schedule.at(step).action[0] for step in (2, 3)] == [2, 203]
 
 
+def test_where_nothing_is_executed_a_chunk_need_not_wait(tiny_spec: PolicySpec) -> None:
+    """In HOLD the newest is due at once by either rule, and none becomes late by waiting."""
+    schedule = ChunkSchedule(_spec(tiny_spec, execute_steps=6, max_delay_steps=1), ScheduleConfig(rule="receding", blend_steps=0))
+    schedule.add(_chunk(0), observed_at=0, now=0)
+    assert schedule.add(_chunk(2), observed_at=2, now=2) == "late"
+    assert schedule.add(_chunk(2), observed_at=2, now=2, at_once=True) == "used"
+    assert [schedule.at(step).action[0] for step in (2, 3)] == [202, 203]
+
+
 def test_receding_horizon_goes_on_when_the_newer_chunk_is_late(tiny_spec: PolicySpec) -> None:
     """Without a newer chunk the old one plays to its horizon; the newer one is used as soon as it is there."""
     schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(rule="receding", blend_steps=0))

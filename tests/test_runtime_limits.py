@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -107,3 +108,45 @@ def test_impossible_largest_changes_are_refused(change: tuple[float, ...]) -> No
     """One positive number per dimension."""
     with pytest.raises(SpecError, match="expected 2 positive numbers"):
         CommandLimiter(ABSOLUTE, change)
+
+
+@given(
+    start=st.lists(st.floats(-0.05, 0.05), min_size=4, max_size=4),
+    shares=st.lists(st.floats(0, 1), max_size=12),
+    limited=st.booleans(),
+)
+@settings(deadline=None)
+def test_what_fades_only_becomes_smaller(tiny_spec: PolicySpec, start: list[float], shares: list[float], limited: bool) -> None:
+    """Displacements go to zero without turning back, also where the limiter slows that; flags hold."""
+    limiter = CommandLimiter(tiny_spec.action, (1.0, 0.01, 0.01, 1.0) if limited else None)
+    before = limiter.limit(np.array(start, np.float32) + np.array([0, 0, 0, 1], np.float32)).command
+    start_command, gripper = before, before[3]
+    for share in [*sorted(shares, reverse=True), 0.0]:
+        command = limiter.fade(start_command, share).command
+        assert (np.abs(command[1:3]) <= np.abs(before[1:3])).all()
+        assert (command[1:3] * start_command[1:3] >= 0).all()
+        assert (command[0], command[3]) == (0, gripper)
+        if not limited:
+            np.testing.assert_allclose(command[1:3], np.float32(share) * start_command[1:3], rtol=1e-6, atol=1e-30)
+        before = command
+    for _ in range(6):
+        limiter.fade(start_command, 0.0)
+    assert limiter.is_at_rest
+
+
+def test_a_limiter_is_at_rest_when_nothing_moves() -> None:
+    """Positions never move by being held; before the first command nothing does."""
+    limiter = CommandLimiter(ABSOLUTE)
+    assert limiter.is_at_rest
+    limiter.limit(np.array([0.5, 1.5], np.float32))
+    assert limiter.is_at_rest
+    np.testing.assert_array_equal(limiter.fade(np.array([0.5, 1.5], np.float32), 0.0).command, [0.5, 1.5])
+
+
+def test_a_copy_goes_on_by_itself(tiny_spec: PolicySpec) -> None:
+    """What is asked of it, the limiter does not remember."""
+    limiter = CommandLimiter(tiny_spec.action, (1.0, 0.01, 0.01, 1.0))
+    limiter.limit(np.array([0, 0.01, 0, 1], np.float32))
+    twin = copy.copy(limiter)
+    assert twin.limit(np.array([0, 0.05, 0, 0], np.float32)).command[1] == np.float32(0.02)
+    np.testing.assert_array_equal(limiter.last, np.array([0, 0.01, 0, 1], np.float32))
