@@ -29,7 +29,7 @@ class LoopStatistics:
     missed_deadlines: int = 0
     """Steps that were skipped because they were over."""
     holds: int = 0
-    """Steps without a valid action."""
+    """Steps without an action of the policy: nothing valid was due, or the failsafe said so."""
     clipped: int = 0
     """Values outside the position limits, set to the limit."""
     slowed: int = 0
@@ -42,6 +42,16 @@ class LoopStatistics:
     """Answers that came later than the policy was made for."""
     misjudged_chunks: int = 0
     """Answers that came later than the policy was told, so that it did not know all that was commanded before them."""
+    bad_observations: int = 0
+    """Observations that the policy was not shown: not as specified, too old, or frozen."""
+    expired: int = 0
+    """Steps whose action was older than its time to live, and was not sent."""
+    state_ticks: dict[str, int] = dataclasses.field(default_factory=dict)
+    """State of the failsafe -> steps that were commanded in it."""
+    state_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    """State of the failsafe -> time spent in it."""
+    causes: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Cause of the failsafe -> how often it became active."""
     started_s: float = 0.0
     ended_s: float = 0.0
     latencies_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
@@ -67,8 +77,11 @@ class LoopStatistics:
             "bad_chunks",
             "late_chunks",
             "misjudged_chunks",
+            "bad_observations",
+            "expired",
         )
         data: dict[str, Any] = {name: getattr(self, name) for name in counts}
+        data["state_ticks"], data["state_s"], data["causes"] = dict(self.state_ticks), dict(self.state_s), dict(self.causes)
         data["elapsed_s"] = self.elapsed_s
         data["ticks_per_s"] = self.ticks / self.elapsed_s if self.elapsed_s > 0 else None
         data["decisions_per_s"] = self.chunks / self.elapsed_s if self.elapsed_s > 0 else None

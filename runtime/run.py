@@ -22,9 +22,11 @@ returns an `actlet.protocols.Robot`. Without ``--robot`` it is the simulated arm
     def make_robot(**options):
         return MyArm()
 
-Names, units, limits, cameras and rate must be the bundle's, or nothing moves and the message names the difference. Three attributes
-are optional: `instruction`, `done` (True ends the run) and `success`; a fourth, `virtual_time = True`, says that the robot's time
-only passes with commands, so that a run need not keep the clock.
+Names, units, limits, cameras and rate must be the bundle's, or nothing moves and the message names the difference. Some attributes
+are optional: `instruction`, `done` (True ends the run) and `success`; `safe_action()`, an action toward a pose in which the robot may be
+left, None once it is there, and `emergency_stop()`, for when the failsafe goes that far (docs/runtime.md); `virtual_time = True` says that
+the robot is a simulation: its time only passes with commands, so that a run need not keep the clock, and its cameras are drawn. An
+`Observation` that says when it was taken (`taken_s`) is not shown to the policy once it is old.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from actlet.protocols import Policy, Robot
 from runtime.backends import add_backend
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
+from runtime.failsafe import FailsafeConfig, State
 from runtime.inference_process import InferenceProcess
 from runtime.inference_worker import WorkerConfig
 from runtime.loop_statistics import LoopStatistics
@@ -97,6 +100,7 @@ def run_policy(
     rate_hz: float | None = None,
     steps: int | None = None,
     schedule: ScheduleConfig | None = None,
+    failsafe: FailsafeConfig | None = None,
     on_step: Callable[[int, LoopStatistics], None] | None = None,
 ) -> LoopResult:
     """Drive a robot until it is done.
@@ -110,6 +114,7 @@ def run_policy(
         rate_hz: Steps in a second, None for the policy's.
         steps: Largest number of steps, None for no end but the robot's own.
         schedule: How chunks follow each other.
+        failsafe: What counts as trouble, and how long it is borne.
         on_step: Called after every step.
 
     Raises:
@@ -130,6 +135,7 @@ def run_policy(
         rate_hz=rate_hz,
         inference="thread" if threaded else "inline",
         schedule=schedule or ScheduleConfig(),
+        failsafe=failsafe or FailsafeConfig(),
     )
     try:
         result = drive(
@@ -262,6 +268,9 @@ def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
     def milliseconds(summary: dict[str, float] | None) -> str:
         return "not measured" if summary is None else "  ".join(f"{name} {summary[name]:.1f}" for name in ("p50", "p95", "p99", "max"))
 
+    held = "".join(f"; {seconds:.2f} s in {state}" for state, seconds in data["state_s"].items() if state != State.RUN.name and seconds)
+    held += "".join(f"; {cause}: {count}" for cause, count in data["causes"].items())
+
     def rate(value: float | None) -> str:
         return "" if value is None else f", {value:.1f} in a second"
 
@@ -272,6 +281,6 @@ def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
         ("decisions", f"{data['chunks']}{rate(data['decisions_per_s'])}; {data['bad_chunks']} bad, {data['late_chunks']} late"),
         ("decision [ms]", milliseconds(latency)),
         ("action age [ms]", milliseconds(age)),
-        ("holds", str(data["holds"])),
+        ("holds", f"{data['holds']}{held}"),
         ("clipped values", f"{data['clipped']}; slowed {data['slowed']}"),
     ]

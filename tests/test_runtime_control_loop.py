@@ -22,6 +22,7 @@ from episodes.simulated_robot import SimulatedRobot
 from runtime import inference as inference_module
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
+from runtime.failsafe import FailsafeConfig
 from runtime.inference import Answer, ThreadInference
 
 INLINE = LoopConfig(inference="inline", realtime=False, max_steps=20, schedule=ScheduleConfig(blend_steps=0))
@@ -46,7 +47,9 @@ class FakeRobot:
     def get_observation(self) -> Observation:
         self.fail("observe")
         self.observed += 1
-        return Observation(images={"front": np.zeros((6, 8, 3), np.uint8)}, state=np.full(3, len(self.commands), np.float32))
+        return Observation(
+            images={"front": np.full((6, 8, 3), self.observed % 251, np.uint8)}, state=np.full(3, len(self.commands), np.float32)
+        )
 
     def send_action(self, action: np.ndarray) -> None:
         self.fail("send")
@@ -186,20 +189,20 @@ def test_no_policy_can_make_it_send_an_unsafe_command(
 def test_it_holds_on_bad_chunks_and_stops_after_some_in_a_row(robot: FakeRobot, tiny_spec: PolicySpec) -> None:
     """The good chunk plays to its horizon, then HOLD with the gripper kept, then the stop with the last error."""
     policy = FakePolicy(tiny_spec, lambda call, observation: policy.chunk(0.01) if call == 1 else policy.chunk(math.nan))
-    result = _run(robot, policy, dataclasses.replace(INLINE, max_bad_chunks=5))
+    result = _run(robot, policy)
     assert result.stopped_by == "policy"
     assert "5 unusable answers in a row, the last: ActionError: chunk of shape (6, 4): expected (6, 4), all finite" in result.message
     np.testing.assert_allclose(robot.commands[5], [0, 0.01, 0.01, 1], rtol=1e-6)
     for command in robot.commands[6:]:
         np.testing.assert_array_equal(command, [0, 0, 0, 1])
-    assert result.statistics.bad_chunks == 5
-    assert result.statistics.holds == 1
+    assert result.statistics.bad_chunks == 9  # At steps 3 to 11: the fifth is a cause, and HOLD since step 6 becomes RAMP at step 11.
+    assert result.statistics.holds == 5
 
 
 def test_one_good_chunk_ends_a_row_of_bad_ones(robot: FakeRobot, tiny_spec: PolicySpec) -> None:
     """A bad answer is asked again in the next step; the robot goes on."""
     policy = FakePolicy(tiny_spec, lambda call, observation: policy.chunk(math.nan if call % 3 == 0 else 0.01))
-    result = _run(robot, policy, dataclasses.replace(INLINE, max_bad_chunks=2))
+    result = _run(robot, policy, dataclasses.replace(INLINE, failsafe=FailsafeConfig(max_bad_chunks=2)))
     assert (result.stopped_by, result.statistics.holds) == ("steps", 0)
     assert result.statistics.bad_chunks > 1
 
@@ -304,7 +307,7 @@ def test_a_policy_that_hangs_ends_in_hold(robot: FakeRobot, tiny_spec: PolicySpe
     release = threading.Event()
     policy = FakePolicy(tiny_spec, lambda call, observation: release.wait(10))
     try:
-        result = _run(robot, policy, LoopConfig(max_hold_steps=7))
+        result = _run(robot, policy, LoopConfig(failsafe=FailsafeConfig(wait_s=0.7)))
         assert (result.stopped_by, result.statistics.ticks, robot.commands) == ("hold", 7, [])
         assert "no valid action for 7 steps" in result.message
     finally:
@@ -320,9 +323,10 @@ def test_late_chunks_are_counted_and_end_the_run(robot: FakeRobot, tiny_spec: Po
         return policy.chunk(0.01)
 
     policy = FakePolicy(tiny_spec, answer)
-    result = _run(robot, policy, dataclasses.replace(INLINE, realtime=True, max_bad_chunks=3, max_steps=400), clock)
+    config = dataclasses.replace(INLINE, realtime=True, failsafe=FailsafeConfig(max_bad_chunks=3), max_steps=400)
+    result = _run(robot, policy, config, clock)
     assert result.stopped_by == "policy"
-    assert result.statistics.late_chunks == 3
+    assert result.statistics.late_chunks == 5  # The third is a cause, which lasts for two more of 0.4 s each.
     assert "chunk of step 8 came at step 11, later than the 2 steps the policy was made for" in result.message
     assert robot.commands == []
 
@@ -366,7 +370,7 @@ def test_contradicting_settings_are_refused() -> None:
     with pytest.raises(CallerError, match="inference in a thread needs real time"):
         LoopConfig(realtime=False)
     with pytest.raises(CallerError, match="counts of at least 1 and a positive rate"):
-        LoopConfig(max_bad_chunks=0)
+        LoopConfig(time_to_live_steps=0)
     with pytest.raises(CallerError, match="counts of at least 1 and a positive rate"):
         LoopConfig(rate_hz=math.nan)
 
