@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from actlet.errors import CallerError, RobotFault
 from runtime.failsafe import RULES, Cause, Failsafe, FailsafeConfig, State, StopButtons, Verdict
+from runtime.judge import REASONS
 
 CONFIG = FailsafeConfig(hold_s=0.5, wait_s=2.0, good_chunks=3, ramp_s=0.25, safe_pose_s=1.0, max_gap_s=1.0)
 STEP_S = 1 / 64  # A power of two: sums of it are exact.
@@ -449,3 +451,27 @@ def test_long_random_histories() -> None:
                 witness.tick(draw.randrange(12) * STEP_S, frozenset(draw.choices(all_causes, k=2)))
             seen[witness.state] += 1
     assert min(seen.values()) > 1000
+
+
+def test_the_table_in_the_documentation_is_that_of_the_code() -> None:
+    """Every cause, in order, with the state it asks for, its safe pose and its reason; and every number is the configuration's."""
+    page = (Path(__file__).parent.parent / "docs" / "runtime.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")]
+    causes = {row[0]: row[2:] for row in rows if len(row) == 5 and row[0] != "cause"}
+    assert causes == {cause.value: [RULES[cause].asks.name, "yes" if RULES[cause].safe_pose else "no", REASONS[cause]] for cause in Cause}
+    assert [row[0] for row in rows if len(row) == 3 and row[0] != "state"] == [state.name for state in State]
+    defaults = FailsafeConfig()
+    for words in (
+        f"RUN after {defaults.good_chunks} good chunks in a row",
+        f"RAMP after {defaults.hold_s} s with a cause active, or {defaults.wait_s:g} s without",
+        f"to zero within {defaults.ramp_s} s",
+        f"ESTOP after {defaults.safe_pose_s:g} s",
+        f"of the last {defaults.clamp_window} commands",
+        f"{defaults.max_bad_chunks} answers in a row",
+        f"forward by more than {defaults.max_gap_s:g} s",
+        f"{defaults.max_bad_observations} in a row whose cameras",
+        f"in {defaults.frozen_frames} observations over {defaults.frozen_s:g} s",
+        f"older than {defaults.max_frame_age_s} s",
+    ):
+        assert words in page, words
+    assert defaults.clamp_share == 0.5  # "more than half"
