@@ -111,7 +111,10 @@ def pack_answer(number: int, question: Question, finished_s: float, answer: Acti
 
 
 def unpack_answer(spec: PolicySpec, content: bytes) -> tuple[int, Answer]:
-    """The question's number, and the answer. One of another size is an answer that says so."""
+    """The question's number, 0 where it is not even that long, and the answer. One of another size is an answer that says so. Raises nothing."""
+    if len(content) < _ANSWER.size:
+        words = f"an answer of {len(content)} bytes, expected at least {_ANSWER.size}"
+        return 0, Answer(observed_at=0, chunk=None, error=words, submitted_s=0.0, finished_s=0.0)
     number, step, submitted_s, finished_s, kind = _ANSWER.unpack_from(content)
     horizon, dim = spec.timing.horizon, spec.action.dim
     body = content[_ANSWER.size :]
