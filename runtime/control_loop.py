@@ -264,8 +264,10 @@ class _Loop:
 
     def step(self, step: int, inference: Inference) -> int:
         """One control step; returns its number, which is a later one when inline inference or a slow camera took longer than a period."""
+        self.heed_operator()
         if not self.judge.must_end:
             step = self.converse(step, inference)
+            self.heed_operator()  # Inline inference takes its time.
         due = self.due(step)
         proposed = self.propose(due)
         self.judge_step(step, proposed)
@@ -344,7 +346,7 @@ class _Loop:
 
         A loop that asks in a thread goes by the longest delay of late: an answer that comes sooner waits. One that waits for its answers goes by
         the shortest, since it can command nothing that it has told in place of an answer that is there already. In HOLD these are holds, and so
-        is what comes after a step for which nothing is due.
+        is what comes after a step for which nothing is due: when it will run again nobody knows, and what it was told of those steps may be wrong.
         """
         inline = self.config.inference == "inline"
         delay = min(min(self.delays) if inline else max(self.delays), self.policy.spec.timing.committed_steps)
@@ -420,6 +422,14 @@ class _Loop:
             self.last_error = _text(error)
             return None
 
+    def heed_operator(self) -> None:
+        """What was pressed, before and after what takes time."""
+        pressed = self.buttons.pressed
+        for cause in (Cause.OPERATOR_STOP, Cause.EMERGENCY_STOP):
+            self.judge.set(cause, f"the operator pressed {cause.value}" if cause in pressed else "")
+        if self.interrupted:
+            self.judge.set(Cause.OPERATOR_STOP, _INTERRUPTED)
+
     def judge_step(self, step: int, proposed: tuple[Limited, CommandLimiter] | None) -> None:
         """Collect what is wrong in this step; the verdict on it."""
         now, judge = self.now(step), self.judge
@@ -433,10 +443,6 @@ class _Loop:
         # In HOLD the same actions go on being judged, so that it is known whether they have become better; there, a jump is none yet.
         clamped = 0 if proposed is None else proposed[0].clipped + (proposed[0].slowed if judge.state is State.RUN else 0)
         judge.set(Cause.CLAMPED, self.clamps.add(clamped))
-        for cause in (Cause.OPERATOR_STOP, Cause.EMERGENCY_STOP):
-            judge.set(cause, f"the operator pressed {cause.value}" if cause in self.buttons.pressed else "")
-        if self.interrupted:
-            judge.set(Cause.OPERATOR_STOP, _INTERRUPTED)
         judge.decide(now, self.waited_s)
         self.waited_s = 0.0
 

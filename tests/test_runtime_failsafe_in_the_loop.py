@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_runtime_control_loop import INLINE, FakePolicy, FakeRobot, Late, VirtualTime, _raise, _run
+from test_runtime_control_loop import INLINE, FakePolicy, FakeRobot, Late, VirtualTime, _raise, _run, told_spec
 
 from actlet.errors import RobotFault
 from actlet.protocols import ActionChunk, Observation
@@ -19,6 +19,7 @@ from actlet.specs import PolicySpec
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
 from runtime.failsafe import Cause, Failsafe, FailsafeConfig, State, StopButtons
+from runtime.inference import Answer
 from runtime.loop_statistics import LoopStatistics
 
 REALTIME = LoopConfig(inference="inline", max_steps=60, schedule=ScheduleConfig(blend_steps=0))
@@ -403,6 +404,15 @@ def test_a_robot_whose_emergency_stop_fails_holds(robot: FakeRobot, tiny_spec: P
         assert ("the robot's emergency stop failed (OSError: no relay)" in result.message) is has_one
 
 
+def test_a_stop_that_is_pressed_while_the_policy_thinks_counts_at_once(robot: FakeRobot, tiny_spec: PolicySpec, watched: Watched) -> None:
+    """In the same step, although the answer is good."""
+    buttons = StopButtons()
+    policy = FakePolicy(tiny_spec, lambda call, _: (buttons.stop() if call == 2 else None, policy.chunk(0.01))[1])
+    result = _run(robot, policy, REALTIME, on_step=watched, buttons=buttons)
+    assert_ends_with(result, "interrupted", Cause.OPERATOR_STOP)
+    assert watched.story() == [("RUN", 3), ("RAMP", 5)]
+
+
 def test_an_operators_stop_comes_to_rest_and_needs_no_safe_pose(robot: FakeRobot, tiny_spec: PolicySpec, watched: Watched) -> None:
     """Who says stop does not want it to go anywhere."""
     buttons, robot.safe_action = StopButtons(), lambda: _raise(AssertionError())
@@ -412,10 +422,29 @@ def test_an_operators_stop_comes_to_rest_and_needs_no_safe_pose(robot: FakeRobot
         if step == 5:
             buttons.stop()
 
-    result = _run(robot, FakePolicy(tiny_spec), REALTIME, on_step=on_step, buttons=buttons)
+    policy = FakePolicy(tiny_spec)
+    result = _run(robot, policy, REALTIME, on_step=on_step, buttons=buttons)
     assert_ends_with(result, "interrupted", Cause.OPERATOR_STOP)
     assert watched.story() == [("RUN", 6), ("RAMP", 5)]
+    assert policy.calls == robot.observed == 2  # Nobody is asked in RAMP.
     assert_only_becomes_smaller(robot.commands[5:])
+
+
+@pytest.mark.parametrize("end", ["steps", "done"])
+def test_another_end_does_not_cut_a_ramp_short(robot: FakeRobot, tiny_spec: PolicySpec, watched: Watched, end: str) -> None:
+    """What moves comes to rest although the steps are over or the task is done, and the reason stays."""
+    buttons = StopButtons()
+
+    def on_step(step: int, statistics: LoopStatistics) -> None:
+        watched(step, statistics)
+        robot.done = end == "done" and watched.states[-1] is State.RAMP
+        if step == 5:
+            buttons.stop()
+
+    config = dataclasses.replace(REALTIME, max_steps=8 if end == "steps" else 60)
+    result = _run(robot, FakePolicy(tiny_spec), config, on_step=on_step, buttons=buttons)
+    assert_ends_with(result, "interrupted", Cause.OPERATOR_STOP)
+    assert watched.story() == [("RUN", 6), ("RAMP", 5)]
 
 
 def test_the_first_ctrl_c_comes_to_rest_the_second_ends_at_once(robot: FakeRobot, tiny_spec: PolicySpec, watched: Watched) -> None:
@@ -531,6 +560,58 @@ def test_an_action_that_became_old_within_its_step_is_not_sent(robot: FakeRobot,
     assert result.statistics.late_chunks == 1
     assert max(result.statistics.ages_s) < 0.6
     assert [name for name, _ in watched.story()] == ["RUN", "HOLD", "RUN"]
+
+
+def test_a_loop_that_is_held_up_within_its_step_sends_nothing_old(robot: FakeRobot, tiny_spec: PolicySpec) -> None:
+    """Asking for an answer should never wait; where it does for 0.7 s, what was due before is too old after."""
+    time, policy, polls = VirtualTime(), FakePolicy(tiny_spec), []
+
+    class Slow(Late):
+        def poll(self) -> Answer | None:
+            polls.append(time.now)
+            if len(polls) == 6:
+                time.now += 0.7
+            return super().poll()
+
+    robot.fail = lambda what: sent.append(time.now) if what == "send" else None
+    sent: list[float] = []
+    result = _run(robot, policy, LoopConfig(max_steps=30), time, inference=lambda *_: Slow(policy, time, [0.5]))
+    assert result.statistics.expired == 1
+    assert max(result.statistics.ages_s) < 0.6
+    assert result.stopped_by == "steps"
+
+
+def test_a_policy_is_told_of_the_holds_after_the_last_living_action(tiny_spec: PolicySpec) -> None:
+    """Until it runs again, what it was told is what was commanded, also where the time to live ends before its answer comes."""
+    spec, time, told = told_spec(tiny_spec), VirtualTime(), []
+    robot = FakeRobot(spec)
+    watched = Watched(robot)
+
+    def answer(call: int, observation: Observation) -> ActionChunk:
+        told.append((len(robot.commands), observation.committed))
+        return policy.chunk(0.001 * call)
+
+    policy = FakePolicy(spec, answer)
+    config = LoopConfig(max_steps=40, time_to_live_steps=5)
+    result = _run(robot, policy, config, time, inference=lambda *_: Late(policy, time, [0.5] * 4 + [2.5] * 2 + [0.5] * 30), on_step=watched)
+    assert result.stopped_by == "steps"
+    assert result.statistics.expired > 0
+    (_, _), (_, runs), (held, holds), *_ = watched.story()  # Nothing is sent in the first HOLD.
+    assert held == "HOLD"
+    said = [(sent, committed) for sent, committed in told if committed is not None and sent < runs + holds]
+    assert {len(committed) for _, committed in said} == {1, 3}
+    for sent, committed in said:
+        there = robot.commands[sent : min(sent + len(committed), runs + holds)]
+        np.testing.assert_array_equal(committed[: len(there)], there)
+
+
+def test_an_error_that_is_over_is_not_blamed(robot: FakeRobot, tiny_spec: PolicySpec) -> None:
+    """The last error in the message is of the answers since the last good one."""
+    time = VirtualTime()
+    policy = FakePolicy(tiny_spec, lambda call, _: policy.chunk(math.nan if call == 1 else 0.01))
+    config = with_limits(LoopConfig(max_steps=60), answer_s=100)
+    result = _run(robot, policy, config, time, inference=lambda *_: Late(policy, time, [0.5, 0.5, 1e9]))
+    assert result.message == "no valid action for 5 steps; cause: no action due, ended in RAMP"
 
 
 def test_a_policy_that_is_clamped_all_the_time_is_stopped(robot: FakeRobot, tiny_spec: PolicySpec, watched: Watched) -> None:
