@@ -24,7 +24,7 @@ from runtime.messages import most_bytes, pack_answer, unpack_question
 from runtime.opening import open_policy
 from runtime.real_time import RealTime, take_real_time
 
-__all__ = ["ANSWERED", "ASKED", "PAGE_BYTES", "Shared", "WorkerConfig"]
+__all__ = ["ANSWERED", "ASKED", "PAGE_BYTES", "Shared", "WorkerConfig", "home"]
 
 ASKED, ANSWERED, PAGE_BYTES = struct.Struct("<QQ"), struct.Struct("<Q"), 128
 """What the supervisor looks at, in one page of memory: at 0, by the control process, the number of the newest question, and since when, in monotonic
