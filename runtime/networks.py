@@ -106,6 +106,10 @@ class Networks:
         if self._encoder is not None:
             self._policy.prepare(vector[None])
 
+    def forget(self) -> None:
+        """Let go of what is kept of instructions."""
+        self._policy.forget()
+
     def answer(
         self,
         images: Mapping[str, NDArray[np.uint8]],

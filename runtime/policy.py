@@ -144,6 +144,7 @@ def _self_test(networks: Networks, golden: Golden, manifest: Manifest, where: st
     for i, text in enumerate(golden.text):
         images = {name: frames[i] for name, frames in golden.images.items()}
         actions, confidence = networks.answer(images, golden.state[i], golden.instruction[i], golden.committed[i])
+        networks.forget()  # A robot is told one of these instructions at a time, and the memory of a session for each would be taken for nothing.
         checks = (
             ("instruction vector", np.abs(vectors[text] - golden.instruction[i]), tolerance.embedding),
             ("action, as a share of its range", np.abs(actions - golden.actions[i]) / unit, tolerance.actions),
