@@ -23,7 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "teach": ("distill.teach", "train an RT-2-style teacher: vision + language model that emits action tokens"),
     "label": ("distill.label", "write a teacher's answers for every frame of a dataset, with any number of processes"),
     "distill": ("distill.train_command", "train a small student on demonstrations and on a teacher's answers"),
-    "export": ("export.to_bundle", "turn a student checkpoint into a bundle that needs no torch"),
+    "export": ("export.to_bundle", "turn a student, an ACT checkpoint or a policy of your own into a bundle that needs no torch"),
     "quantize": ("quantize.quantize_command", "turn a float bundle into a smaller or faster one: int8, int4, both, float16, float8"),
     "certify": (
         "quantize.certify_command",

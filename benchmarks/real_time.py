@@ -98,10 +98,11 @@ def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) 
     arm, lateness = RecordedArm(loaded.manifest.spec, loaded.golden), []
     row: dict[str, Any] = {"design": design, "rate_hz": rate_hz, "refused": []}
     if design == "sleep":
-        _sleeping_loop(BundlePolicy(bundle), arm, rate_hz, seconds, lateness)
+        start_s = _sleeping_loop(BundlePolicy(bundle), arm, rate_hz, seconds, lateness)
     else:
-        policy: Any = BundlePolicy(bundle)
-        if design == "process":
+        if design == "thread":
+            policy: Any = BundlePolicy(bundle)
+        else:
             policy = InferenceProcess(bundle, worker=WorkerConfig(policy="", priority=_PRIORITY // 2))
             while policy.status.ready < 2:
                 time.sleep(0.01)
@@ -117,22 +118,21 @@ def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) 
         statistics = result.statistics.to_dict()
         row |= {"stopped_by": result.stopped_by, "age_ms": statistics["action_age_ms"], "decision_ms": statistics["decision_latency_ms"]}
         row |= {"holds": statistics["holds"], "ticks": statistics["ticks"]}
-    missed, periods = _missed(arm.sent_s, rate_hz)
+        start_s = result.statistics.started_s
+    missed, periods = _missed(arm.sent_s, rate_hz, start_s)
     return row | {"lateness_us": [1e6 * value for value in lateness[int(_WARM_S * rate_hz) :]], "missed": missed, "periods": periods}
 
 
-def _missed(sent_s: Sequence[float], rate_hz: float) -> tuple[int, int]:
-    """Periods without a command, and periods."""
-    times = np.asarray(sent_s)
-    times = times[times >= times[0] + _WARM_S] - times[0]
-    # Counted from the middle between two commands, so that none lies on a border.
-    period = np.floor(times * rate_hz + 0.5).astype(int)
+def _missed(sent_s: Sequence[float], rate_hz: float, start_s: float) -> tuple[int, int]:
+    """Periods without a command, and periods, which are counted from the moment at which the loop began."""
+    times = np.asarray(sent_s) - start_s
+    period = np.floor(times[times >= _WARM_S] * rate_hz).astype(int)
     periods = int(period[-1] - period[0] + 1)
     return periods - len(np.unique(period)), periods
 
 
-def _sleeping_loop(policy: BundlePolicy, arm: RecordedArm, rate_hz: float, seconds: float, lateness: list[float]) -> None:
-    """The pacing of LeRobot's `record_loop` and openpi's `Runtime`: relative sleeps in the same interpreter as the policy."""
+def _sleeping_loop(policy: BundlePolicy, arm: RecordedArm, rate_hz: float, seconds: float, lateness: list[float]) -> float:
+    """The pacing of LeRobot's `record_loop` and openpi's `Runtime`: relative sleeps in the same interpreter as the policy. Returns when it began."""
     actions: queue.Queue[NDArray[np.float32]] = queue.Queue()
     newest: dict[str, Any] = {"seen": arm.get_observation(), "stop": False}
 
@@ -146,7 +146,8 @@ def _sleeping_loop(policy: BundlePolicy, arm: RecordedArm, rate_hz: float, secon
 
     thread = threading.Thread(target=infer, daemon=True)
     thread.start()
-    last, end = np.zeros(policy.spec.action.dim, np.float32), time.monotonic() + seconds
+    began = time.monotonic()
+    last, end = np.zeros(policy.spec.action.dim, np.float32), began + seconds
     while (start := time.monotonic()) < end:
         newest["seen"] = arm.get_observation()
         with contextlib.suppress(queue.Empty):
@@ -159,6 +160,7 @@ def _sleeping_loop(policy: BundlePolicy, arm: RecordedArm, rate_hz: float, secon
             lateness.append(time.monotonic() - moment)
     newest["stop"] = True
     thread.join()
+    return began
 
 
 def _cyclictest(rate_hz: float, seconds: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Inference in processes of its own, seen from the control process: hand over an observation, go on, look whether an answer is there.
 
-The control process shares no interpreter with the policy: a policy that computes, crashes, hangs or takes all memory does not make a command late
+The control process shares no interpreter with the policy: a policy that computes, crashes or hangs does not make a command late
 (`runtime.supervisor`). Neither call waits: `submit` copies the observation into shared memory, `poll` reads a number and, when there is one, an answer.
 
 Not on systems other than Linux (pidfd, eventfd): there a thread takes its place.
@@ -25,14 +25,15 @@ from actlet.errors import BundleError, CallerError, RobotFault
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
 from runtime.inference import Answer
-from runtime.inference_worker import ASKED, PAGE_BYTES, Shared, WorkerConfig, home
+from runtime.inference_worker import ASKED, PAGE_BYTES, Shared, WorkerConfig
 from runtime.mailbox import Mailbox, shared_memory
 from runtime.messages import most_bytes, pack_question, unpack_answer
-from runtime.supervisor import STATUS_BYTES, SupervisorConfig, worker_environment
+from runtime.supervisor import STATUS_BYTES, SupervisorConfig
+from runtime.trial import HOME, child_environment
 
 __all__ = ["InferenceProcess", "InferenceStatus"]
 
-_MOST_MEMORY = 1 << 30  # Of a mailbox, before the policy is known; what is not written is not there.
+_MOST_BYTES = 256 << 20  # Of a message, before the policy is known; memory that is not written is not there.
 _CLOSE_TIMEOUT_S, _PREDICT_TIMEOUT_S = 2.0, 5.0
 
 
@@ -83,7 +84,7 @@ class InferenceProcess:
         worker = dataclasses.replace(worker or WorkerConfig(policy=""), policy=_place(policy))
         self._config = supervisor or SupervisorConfig()
         asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        sizes = (Mailbox.size_of(_MOST_MEMORY // 4), Mailbox.size_of(_MOST_MEMORY // 4), Mailbox.size_of(STATUS_BYTES))
+        sizes = (Mailbox.size_of(_MOST_BYTES), Mailbox.size_of(_MOST_BYTES), Mailbox.size_of(STATUS_BYTES))
         questions, answers, status = (shared_memory(size) for size in sizes)
         self._shared = Shared(questions=questions, answers=answers, status=status, asked=asked, page=shared_memory(PAGE_BYTES))
         self._status = Mailbox(status, STATUS_BYTES)
@@ -99,8 +100,8 @@ class InferenceProcess:
             [sys.executable, "-m", "runtime.supervisor", json.dumps(arguments)],
             pass_fds=[*dataclasses.astuple(self._shared), parent],
             stdin=subprocess.DEVNULL,
-            env=worker_environment(),
-            cwd=home(),
+            env=child_environment(),
+            cwd=HOME,
             start_new_session=True,  # Ctrl-C is for the control process, which stops the robot first.
         )
         os.close(parent)
@@ -119,6 +120,7 @@ class InferenceProcess:
         self._page: mmap.mmap = mmap.mmap(self._shared.page, PAGE_BYTES)
         self._asked_number: int = 0
         self._answered: int = 0
+        self._read_answer: int = 0
         self._asked_s: float = 0.0
 
     @property
@@ -189,8 +191,8 @@ class InferenceProcess:
 
     def poll(self) -> Answer | None:
         """The answer that has arrived since, if any."""
-        number = self._answers.newest
-        if number and (got := self._answers.read()) is not None:
+        if (got := self._answers.read(self._read_answer)) is not None:
+            self._read_answer = got[0]
             question, answer = unpack_answer(self.spec, got[1])
             if question > self._answered:
                 self._answered = question

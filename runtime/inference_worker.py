@@ -1,7 +1,7 @@
 """The process that infers: opens the policy, says that it is ready, and answers questions, or stands by until it is told to take over.
 
 Started by `runtime.supervisor` as ``python -m runtime.inference_worker``, with what it shares as file descriptors. It ends when the supervisor does (its
-end of a pipe closes). Whatever happens in here, the control process only sees no answer: it crashes, hangs or takes all memory alone.
+end of a pipe closes). Whatever happens in here, the control process only sees no answer: it crashes or hangs alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import select
 import struct
 import sys
 import time
-from pathlib import Path
 
 from actlet.errors import ActletError
 from actlet.protocols import Policy
@@ -24,12 +23,12 @@ from runtime.messages import most_bytes, pack_answer, unpack_question
 from runtime.opening import open_policy
 from runtime.real_time import RealTime, take_real_time
 
-__all__ = ["ANSWERED", "ASKED", "PAGE_BYTES", "Shared", "WorkerConfig", "home"]
+__all__ = ["ANSWERED", "ANSWERED_AT", "ASKED", "PAGE_BYTES", "Shared", "WorkerConfig"]
 
 ASKED, ANSWERED, PAGE_BYTES = struct.Struct("<QQ"), struct.Struct("<Q"), 128
 """What the supervisor looks at, in one page of memory: at 0, by the control process, the number of the newest question, and since when, in monotonic
-nanoseconds, there has been one without an answer; at 64, by the worker, the number of the last question that it answered."""
-_ANSWERED_AT = 64
+nanoseconds, there has been one without an answer; at `ANSWERED_AT`, by the worker, the number of the last question that it answered."""
+ANSWERED_AT = 64
 _LOOK_MS = 500
 
 
@@ -58,8 +57,6 @@ class WorkerConfig:
     trusted_keys: str | None = None
     priority: int | None = None
     """SCHED_FIFO priority, None for none."""
-    memory_bytes: int | None = None
-    """Most address space, None for no limit (a GPU's libraries reserve more than there is)."""
 
 
 def main() -> int:
@@ -68,10 +65,6 @@ def main() -> int:
     config, shared = WorkerConfig(**asked["config"]), Shared(**asked["shared"])
     said, take_over, parent = asked["said"], asked["take_over"], asked["parent"]
     try:
-        if config.memory_bytes is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_AS, (config.memory_bytes, config.memory_bytes))
         policy = open_policy(config.policy, config.threads, trusted_keys=config.trusted_keys, backend=config.backend)
         take_real_time(RealTime(priority=config.priority, lock_memory=False))  # After its threads were made: they stay ordinary ones.
     except ActletError as error:
@@ -102,11 +95,11 @@ def main() -> int:
             warm_for = _keep_warm(policy, questions, warm_for)
             continue
         # At the take-over too: what was asked of the one before is answered by this one.
-        got = questions.read(max(answered, ANSWERED.unpack_from(page, _ANSWERED_AT)[0]))
+        got = questions.read(max(answered, ANSWERED.unpack_from(page, ANSWERED_AT)[0]))
         if got is not None:
             answered = got[0]
             _answer(policy, answers, *got)
-            ANSWERED.pack_into(page, _ANSWERED_AT, answered)
+            ANSWERED.pack_into(page, ANSWERED_AT, answered)
 
 
 def _answer(policy: Policy, answers: Mailbox, number: int, content: bytes) -> None:
@@ -129,11 +122,6 @@ def _keep_warm(policy: Policy, questions: Mailbox, warm_for: str | None) -> str 
         with contextlib.suppress(Exception):  # One that cannot be answered is the active worker's to tell.
             policy.predict([question.observation], [question.instruction])
     return question.instruction
-
-
-def home() -> Path:
-    """The folder that the packages lie in: what `python -m` must find first, whatever folder one is in."""
-    return Path(__file__).resolve().parents[1]
 
 
 if __name__ == "__main__":

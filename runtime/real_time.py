@@ -1,4 +1,4 @@
-"""What an operating system gives a loop that must not be late: a real-time priority, memory that is not paged, and a sleep until a moment.
+"""What an operating system gives a loop that must not be late: a real-time priority and memory that is not paged.
 
 Measured on two busy cores at 1 kHz (p99 of the lateness): ordinary priority 3.6 ms and more, SCHED_FIFO 0.12 ms. Locked memory and a frozen garbage
 collector add nothing to the p99 of a minute; they prevent the rare stalls of tens to hundreds of milliseconds.
@@ -14,14 +14,12 @@ import functools
 import gc
 import os
 import sys
-import time
 from typing import Any
 
-__all__ = ["RealTime", "sleep_until", "take_real_time"]
+__all__ = ["RealTime", "take_real_time"]
 
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 _PR_SET_TIMERSLACK = 29
-_CLOCK_MONOTONIC, _TIMER_ABSTIME, _EINTR = 1, 1, 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +32,6 @@ class RealTime:
     """Keep all memory of the process in RAM."""
     quiet_collector: bool = False
     """Freeze what is there, and never look for garbage again: for a process that makes no cycles."""
-    processors: tuple[int, ...] = ()
-    """Run on these alone; () for any."""
 
 
 def take_real_time(wanted: RealTime) -> list[str]:
@@ -45,11 +41,6 @@ def take_real_time(wanted: RealTime) -> list[str]:
         What was refused, each with the line that permits it.
     """
     refused = []
-    if wanted.processors:
-        try:
-            os.sched_setaffinity(0, wanted.processors)
-        except (OSError, AttributeError) as error:
-            refused.append(f"processors {list(wanted.processors)}: {_words(error)}")
     if wanted.lock_memory and (error_number := _lock_memory()):
         refused.append(
             f'locked memory: {os.strerror(error_number)}. Run: echo "$USER - memlock unlimited" | sudo tee /etc/security/limits.d/91-actlet.conf   # then log in again'
@@ -72,33 +63,13 @@ def take_real_time(wanted: RealTime) -> list[str]:
     return refused
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
-
-
-def sleep_until(deadline_s: float) -> None:
-    """Sleep until a moment of `time.monotonic`; a moment that is past is not waited for.
-
-    Absolute: a loop that is interrupted between reading the clock and sleeping is not late by that much.
-    """
-    libc = _libc()
-    if libc is None:
-        if (left := deadline_s - time.monotonic()) > 0:
-            time.sleep(left)
-        return
-    whole = int(deadline_s)
-    moment = _Timespec(whole, int((deadline_s - whole) * 1e9))
-    while libc.clock_nanosleep(_CLOCK_MONOTONIC, _TIMER_ABSTIME, ctypes.byref(moment), None) == _EINTR:
-        pass
-
-
 @functools.cache
 def _libc() -> Any:
     """The C library where it has what is needed, else None."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None, use_errno=True)
-    return libc if hasattr(libc, "clock_nanosleep") else None
+    return libc if hasattr(libc, "mlockall") else None
 
 
 def _lock_memory() -> int:

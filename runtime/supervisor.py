@@ -26,11 +26,12 @@ import sys
 import time
 from typing import Any
 
-from runtime.inference_worker import ANSWERED, ASKED, PAGE_BYTES, Shared, WorkerConfig, home
+from runtime.inference_worker import ANSWERED, ANSWERED_AT, ASKED, PAGE_BYTES, Shared, WorkerConfig
 from runtime.mailbox import Mailbox
 from runtime.real_time import RealTime, take_real_time
+from runtime.trial import HOME, child_environment
 
-__all__ = ["STATUS_BYTES", "WORKERS", "SupervisorConfig", "worker_environment"]
+__all__ = ["STATUS_BYTES", "WORKERS", "SupervisorConfig"]
 
 WORKERS = 2
 STATUS_BYTES = 1 << 16
@@ -72,8 +73,8 @@ class _Worker:
             [sys.executable, "-m", "runtime.inference_worker", json.dumps(asked)],
             pass_fds=[*dataclasses.astuple(shared), said, take_over, parent],
             stdin=subprocess.DEVNULL,
-            env=worker_environment(),
-            cwd=home(),
+            env=child_environment(),
+            cwd=HOME,
         )
         for handle in (said, take_over, parent):
             os.close(handle)
@@ -102,12 +103,6 @@ class _Worker:
         self.process.wait()
         for handle in (self.said, self.take_over, self.parent, self.pidfd):
             os.close(handle)
-
-
-def worker_environment() -> dict[str, str]:
-    """Of a process that is started: finds the packages that this one uses."""
-    paths = [str(home()), *(os.path.abspath(entry) for entry in sys.path if entry)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONSAFEPATH": "1"}
 
 
 class _Supervisor:
@@ -204,7 +199,7 @@ class _Supervisor:
         if self.active is None:
             return
         number, since = ASKED.unpack_from(self.page, 0)
-        waiting = number > ANSWERED.unpack_from(self.page, 64)[0]
+        waiting = number > ANSWERED.unpack_from(self.page, ANSWERED_AT)[0]
         # Without somebody to take over a kill costs a start, which is longer than most waits.
         patience_s = self.config.hang_s * (1 if any(w.is_ready for w in self.workers.values() if w.place != self.active) else _ALONE)
         if waiting and time.monotonic_ns() - max(since, self.active_since_ns) > patience_s * 1e9:

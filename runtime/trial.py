@@ -17,7 +17,10 @@ from pathlib import Path
 
 from actlet.errors import ActletError, BundleError
 
-__all__ = ["TrialLimits", "try_bundle"]
+__all__ = ["HOME", "TrialLimits", "child_environment", "try_bundle"]
+
+HOME = Path(__file__).resolve().parents[1]
+"""Where the packages lie. Processes are started here, not in the folder that one is in, which may be a bundle's: `python -m` imports from there first."""
 
 _REFUSED = 3  # Exit code of a child that says why.
 _BASE_BYTES, _TIMES_SIZE = 1 << 30, 8
@@ -53,11 +56,6 @@ def try_bundle(path: str | Path, *, threads: int = 1, limits: TrialLimits | None
     if limits.memory_bytes is None:
         limits = dataclasses.replace(limits, memory_bytes=_BASE_BYTES + _TIMES_SIZE * _size(Path(path)))
     asked = {"path": str(Path(path).absolute()), "threads": threads, "limits": dataclasses.asdict(limits)}
-    home = (
-        Path(__file__).resolve().parents[1]
-    )  # Not the folder that one is in, which may be the bundle's: `python -m` imports from there first.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(home), *(str(Path(entry).absolute()) for entry in sys.path if entry)])}
-    environment |= {"PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "runtime.trial"],
@@ -65,8 +63,8 @@ def try_bundle(path: str | Path, *, threads: int = 1, limits: TrialLimits | None
             capture_output=True,
             text=True,
             timeout=limits.wall_s,
-            env=environment,
-            cwd=home,
+            env=child_environment() | {"OPENBLAS_NUM_THREADS": "1"},
+            cwd=HOME,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
@@ -81,6 +79,12 @@ def try_bundle(path: str | Path, *, threads: int = 1, limits: TrialLimits | None
     how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
     last = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
     raise BundleError(f"bundle {path}: the process that opened it died ({how}: {last}): it is refused.")
+
+
+def child_environment() -> dict[str, str]:
+    """Of a Python process that is started in `HOME`: it finds the packages that this one uses."""
+    paths = [str(HOME), *(str(Path(entry).absolute()) for entry in sys.path if entry)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONSAFEPATH": "1"}
 
 
 def _size(folder: Path) -> int:

@@ -17,13 +17,15 @@ from runtime.backends import BACKENDS
 
 
 def test_periods_without_a_command_are_counted() -> None:
-    """A command that is late by half a period is in the next one; the first second is left out."""
-    even = np.arange(0, 300) / 100
-    assert _missed(even, 100) == (0, 200)
-    assert _missed(np.delete(even, [150, 151, 220]), 100) == (3, 200)
+    """Each has the period that began at its deadline, until the next; the first second is left out."""
+    even = 5.0 + np.arange(0, 300) / 100 + 0.001
+    assert _missed(even, 100, 5.0) == (0, 200)
+    assert _missed(np.delete(even, [150, 151, 220]), 100, 5.0) == (3, 200)
     late = even.copy()
-    late[200:250] += 0.003  # Late, and in its own period all the same.
-    assert _missed(late, 100) == (0, 200)
+    late[200:250:2] += 0.008  # Late, and in its own period all the same: what jitters less than a period is not missed.
+    assert _missed(late, 100, 5.0) == (0, 200)
+    late[200:250:2] += 0.002  # In the next one.
+    assert _missed(late, 100, 5.0) == (25, 200)
 
 
 @pytest.mark.parametrize("design", ["process", "thread", "sleep"])

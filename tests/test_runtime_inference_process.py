@@ -1,4 +1,4 @@
-"""runtime.inference_process: real processes that are killed, stopped and starved, and a control process that does not notice."""
+"""runtime.inference_process: real processes that are killed and stopped, and a control process that does not notice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from runtime.inference_worker import WorkerConfig
 from runtime.mailbox import Mailbox, shared_memory
 from runtime.messages import Question, pack_answer, pack_question, unpack_answer, unpack_question
 from runtime.policy import BundlePolicy
-from runtime.real_time import RealTime, sleep_until, take_real_time
+from runtime.real_time import RealTime, take_real_time
 from runtime.supervisor import SupervisorConfig
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pidfd and eventfd are Linux's")
@@ -313,11 +313,3 @@ def test_real_time_is_taken_or_refused_in_words() -> None:
     assert not collects
     assert (policy == os.SCHED_FIFO) == (not any("real-time priority" in line for line in refused))
     assert all(re.search(r"Run: echo .*limits\.d", line) for line in refused)
-
-
-def test_a_moment_is_slept_until() -> None:
-    """Not before it, and one that is past not at all."""
-    moment = time.monotonic() + 0.02
-    sleep_until(moment)
-    assert time.monotonic() >= moment
-    sleep_until(moment - 10)
