@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from actlet.errors import ActionError, ObservationError, SpecError
 from actlet.plain import PlainJson
 
-__all__ = ["ActionSpec", "CameraSpec", "ObservationSpec", "PolicySpec", "TimingSpec", "all_finite", "require_same", "require_same_rate"]
+__all__ = [
+    "ActionSpec",
+    "CameraSpec",
+    "MotionLimits",
+    "ObservationSpec",
+    "PolicySpec",
+    "TimingSpec",
+    "all_finite",
+    "require_same",
+    "require_same_rate",
+]
 
 Kind = Literal["continuous", "binary"]
 Hold = Literal["zero", "last"]
@@ -96,6 +106,24 @@ class ObservationSpec(PlainJson):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MotionLimits(PlainJson):
+    """How fast one dimension may move, whatever the unit of its actions: of a displacement "m" and of a position "m" alike in m/s. None: no limit."""
+
+    velocity: float | None = None
+    """Largest speed in [unit/s]."""
+    acceleration: float | None = None
+    """Largest acceleration in [unit/s^2], braking included."""
+    jerk: float | None = None
+    """Largest change of acceleration in [unit/s^3]."""
+
+    def __post_init__(self) -> None:
+        for name in ("velocity", "acceleration", "jerk"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise SpecError(f"motion limits: {name} {value}, expected a positive number, or None for no limit.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ActionSpec(PlainJson):
     """What one action of A numbers means, and what the robot may be told."""
 
@@ -114,9 +142,19 @@ class ActionSpec(PlainJson):
     hold: tuple[Hold, ...] | None = None
     """How to stand still, per dimension: "zero" for displacements, velocities and terminate, "last" (command again what was
     commanded last) for positions, openings and flags. None where it is not known; a robot must say it, a dataset may not."""
+    motion: tuple[MotionLimits | None, ...] | None = None
+    """How fast each dimension may move, kept at every command (`runtime.command_ticks`); None for no limit. A robot's to say, not a policy's."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `motion` only where there is some, so that who knows nothing of it can read the rest."""
+        data = super().to_dict()
+        if self.motion is None:
+            del data["motion"]
+        return data
 
     def __post_init__(self) -> None:
-        fields = ("names", "units", "kinds", "low", "high", *(("hold",) if self.hold is not None else ()))
+        optional = [field for field in ("hold", "motion") if getattr(self, field) is not None]
+        fields = ("names", "units", "kinds", "low", "high", *optional)
         for field in fields:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         lengths = {field: len(getattr(self, field)) for field in fields}
@@ -136,6 +174,9 @@ class ActionSpec(PlainJson):
                 raise SpecError(f"action {name!r}: hold {hold!r}, expected 'zero' or 'last'.")
             if hold == "zero" and not low <= 0 <= high:
                 raise SpecError(f"action {name!r}: cannot hold with zero, which is outside its limits [{low}, {high}]; use 'last'.")
+        for name, kind, motion in zip(self.names, self.kinds, self.motion or (), strict=False):
+            if motion is not None and kind == "binary":
+                raise SpecError(f"action {name!r}: a flag has no speed to limit; its entry of motion is None.")
 
     @property
     def dim(self) -> int:

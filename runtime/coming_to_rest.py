@@ -2,7 +2,7 @@
 
 RAMP fades what moves: with v the command before it began and T = `ramp_s`, the command t seconds into it is v (1 - (t + dt) / T), and 0 from
 T - dt on, in the dimensions that stand still at zero (displacements, velocities); the others hold. The limiter may make that slower, so RAMP
-lasts until nothing moves, or for 2 T.
+lasts until nothing moves, or for 2 T and the time in which limits of motion stop everything.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actlet.protocols import Robot
+from runtime.command_ticks import CommandTicks
 from runtime.failsafe import Cause, State
 from runtime.judge import Judge
 from runtime.limits import CommandLimiter, Limited
@@ -28,14 +29,15 @@ class ComingToRest:
         robot: May have `safe_action()`, an action toward a safe pose or None when it is there, and `emergency_stop()`.
         judge: Whose state it is; failures of the robot are told to it.
         dt_s: Time of a step.
+        ticks: What makes the commands between two steps, if anything does: it may have to bring to rest more than a step says.
     """
 
-    def __init__(self, robot: Robot, judge: Judge, dt_s: float) -> None:
+    def __init__(self, robot: Robot, judge: Judge, dt_s: float, ticks: CommandTicks | None = None) -> None:
         self.is_over = False
         """Nothing is left to do: the run ends instead of another command."""
         self.remark = ""
         """What else is to be said of the end."""
-        self._robot, self._judge, self._dt_s = robot, judge, dt_s
+        self._robot, self._judge, self._dt_s, self._ticks = robot, judge, dt_s, ticks
         self._state: State | None = None
         self._steps = 0  # In this state.
         self._from: NDArray[np.float32] | None = None
@@ -54,7 +56,9 @@ class ComingToRest:
         if self._state is State.ESTOP:
             self._tell_emergency()
         ramp_s = self._judge.failsafe.config.ramp_s
-        if not self._judge.failsafe.may_reach_safe_pose and (limiter.is_at_rest or for_s >= 2 * ramp_s):
+        stopping_s = 0.0 if self._ticks is None else self._ticks.stopping_s
+        is_at_rest = limiter.is_at_rest and (self._ticks is None or self._ticks.at_rest)
+        if not self._judge.failsafe.may_reach_safe_pose and (is_at_rest or for_s >= 2 * ramp_s + stopping_s):
             self.is_over = True
             return None
         if self._state is State.ESTOP or self._from is None:

@@ -53,6 +53,7 @@ class Cause(enum.Enum):
     """Why it may not run. Among causes that ask for the same state the later one here is named: it explains the ones before it."""
 
     NO_ACTION = "no action due"
+    UNSURE = "policy unsure"
     CLAMPED = "too many values clamped"
     CHUNKS_REJECTED = "chunks rejected"
     INFERENCE_LOST = "answer lost"
@@ -86,6 +87,7 @@ _HOLDS = Rule(asks=State.HOLD, safe_pose=True)
 _STOPS = Rule(asks=State.RAMP, safe_pose=False)
 RULES: dict[Cause, Rule] = {
     Cause.NO_ACTION: _HOLDS,
+    Cause.UNSURE: _HOLDS,
     Cause.CLAMPED: _HOLDS,
     Cause.CHUNKS_REJECTED: _HOLDS,
     Cause.INFERENCE_LOST: _HOLDS,

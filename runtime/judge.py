@@ -10,6 +10,7 @@ __all__ = ["REASONS", "Judge"]
 
 REASONS: dict[Cause, StopReason] = {
     Cause.NO_ACTION: "hold",
+    Cause.UNSURE: "hold",
     Cause.CLAMPED: "policy",
     Cause.CHUNKS_REJECTED: "policy",
     Cause.INFERENCE_LOST: "hold",

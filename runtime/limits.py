@@ -11,6 +11,7 @@ np.clip alone does not keep it: NaN passes through np.clip.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,17 @@ class CommandLimiter:
         """
         still = np.where(self._holds_zero, np.float32(0), start if self.last is None else self.last)
         return self.limit(np.where(self._moves, np.float32(share) * start, still))
+
+    def share(self, action: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+        """A share of an action's motion, float32 (A,): of a displacement or a velocity, and of the way from the command before to a position."""
+        start = np.where(self._holds_zero, np.float32(0), action if self.last is None else self.last)
+        return np.where(self._is_binary, action, start + np.float32(share) * (action - start)).astype(np.float32)
+
+    def stand_at(self, positions: Mapping[int, float]) -> None:
+        """The robot was made to stand elsewhere than the command before said: dimension -> position."""
+        if positions and self.last is not None:
+            self.last = self.last.copy()
+            self.last[list(positions)] = list(positions.values())
 
     @property
     def is_at_rest(self) -> bool:

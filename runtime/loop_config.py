@@ -10,6 +10,7 @@ from actlet.errors import CallerError
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.failsafe import FailsafeConfig, Verdict
 from runtime.loop_statistics import LoopStatistics
+from runtime.resampler import Shape
 
 __all__ = ["LoopConfig", "LoopResult", "StopReason"]
 
@@ -26,6 +27,10 @@ class LoopConfig:
     """Keep the rate by the clock; False runs step after step, for robots whose time only passes with commands."""
     rate_hz: float | None = None
     """Steps in a second, None for the policy's own rate. An action is still one step: another rate is faster or slower motion."""
+    command_rate_hz: float | None = None
+    """Commands in a second, at least the rate of the steps (`runtime.command_ticks`); None for the robot's `command_rate_hz`, or one a step."""
+    interpolation: Shape = "linear"
+    """How positions and velocities get from one step to the next, where there are more commands than steps."""
     inference: Literal["thread", "inline"] = "thread"
     """Where the policy runs; "inline" makes the loop wait for it."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
@@ -36,13 +41,23 @@ class LoopConfig:
     """Largest change per step of each action dimension, None for no limit beside the position limits."""
     time_to_live_steps: int | None = None
     """Steps after its observation in which an action may be sent, None for as many as a chunk has actions: all of them."""
+    unsure: Literal["ignore", "slow", "hold"] = "ignore"
+    """What an action whose confidence is below `least_confidence` leads to: nothing, `slow_share` of its motion, or HOLD while it lasts. To ask a
+    teacher elsewhere instead is `runtime.edge_first`'s business."""
+    least_confidence: float = 0.0
+    """In 0 .. 1, of `ActionChunk.confidence`. What is low is a matter of the policy: look at a recorded run."""
+    slow_share: float = 0.5
+    """Of "slow": the share of a displacement, a velocity, or the way to a position."""
     failsafe: FailsafeConfig = dataclasses.field(default_factory=FailsafeConfig)
     """What counts as trouble, and how long it is borne."""
 
     def __post_init__(self) -> None:
         counts = [n for n in (self.max_steps, self.replan_steps, self.time_to_live_steps) if n is not None]
-        if min(counts, default=1) < 1 or not (self.rate_hz is None or 0 < self.rate_hz < math.inf):
-            raise CallerError(f"control loop: {self}: expected counts of at least 1 and a positive rate.")
+        rates = [rate for rate in (self.rate_hz, self.command_rate_hz) if rate is not None]
+        if min(counts, default=1) < 1 or not all(0 < rate < math.inf for rate in rates):
+            raise CallerError(f"control loop: {self}: expected counts of at least 1 and positive rates.")
+        if not 0 <= self.least_confidence <= 1 or not 0 <= self.slow_share <= 1:
+            raise CallerError(f"control loop: least_confidence {self.least_confidence}, slow_share {self.slow_share}: expected 0 .. 1.")
         if not self.realtime and self.inference == "thread":
             raise CallerError("control loop: inference in a thread needs real time; use inference='inline' to run as fast as possible.")
 

@@ -26,6 +26,10 @@ class LoopStatistics:
     """Steps that were run."""
     sent: int = 0
     """Commands that were sent, holds included."""
+    commands: int = 0
+    """Ticks that were run: as many as steps, unless there are more commands than steps."""
+    missed_commands: int = 0
+    """Ticks that were skipped because they were over; those of skipped steps among them."""
     missed_deadlines: int = 0
     """Steps that were skipped because they were over."""
     holds: int = 0
@@ -46,6 +50,10 @@ class LoopStatistics:
     """Observations that the policy was not shown: not as specified, too old, or frozen."""
     expired: int = 0
     """Steps whose action was older than its time to live, and was not sent."""
+    unsure: int = 0
+    """Steps whose action the policy was less sure of than it should be."""
+    journal_errors: int = 0
+    """Records that the journal failed on."""
     state_ticks: dict[str, int] = dataclasses.field(default_factory=dict)
     """State of the failsafe -> steps that were commanded in it."""
     state_s: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -58,6 +66,12 @@ class LoopStatistics:
     """From handing over the observation to having the chunk."""
     ages_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
     """From taking the observation to sending the action that answers it."""
+    reactions_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    """From taking an observation to the first command that is made of it."""
+    lateness_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    """From the moment for which a wake-up was asked to the moment at which the loop ran."""
+    tick_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    """From a wake-up to its command having been sent."""
 
     @property
     def elapsed_s(self) -> float:
@@ -69,6 +83,8 @@ class LoopStatistics:
         counts = (
             "ticks",
             "sent",
+            "commands",
+            "missed_commands",
             "missed_deadlines",
             "holds",
             "clipped",
@@ -79,6 +95,8 @@ class LoopStatistics:
             "misjudged_chunks",
             "bad_observations",
             "expired",
+            "unsure",
+            "journal_errors",
         )
         data: dict[str, Any] = {name: getattr(self, name) for name in counts}
         data["state_ticks"], data["state_s"], data["causes"] = dict(self.state_ticks), dict(self.state_s), dict(self.causes)
@@ -86,5 +104,11 @@ class LoopStatistics:
         data["ticks_per_s"] = self.ticks / self.elapsed_s if self.elapsed_s > 0 else None
         data["decisions_per_s"] = self.chunks / self.elapsed_s if self.elapsed_s > 0 else None
         data["decision_latency_ms"] = latency_summary(list(self.latencies_s)) if self.latencies_s else None
-        data["action_age_ms"] = latency_summary(list(self.ages_s)) if self.ages_s else None
+        for name, times in (
+            ("action_age", self.ages_s),
+            ("reaction", self.reactions_s),
+            ("lateness", self.lateness_s),
+            ("tick", self.tick_s),
+        ):
+            data[f"{name}_ms"] = latency_summary(list(times)) if times else None
         return data

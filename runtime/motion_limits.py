@@ -60,31 +60,14 @@ from itertools import repeat
 from math import isfinite, sqrt
 
 from actlet.errors import ActionError, SpecError
+from actlet.specs import MotionLimits
 
-__all__ = ["MotionLimiter", "MotionLimits"]
+__all__ = ["MotionLimiter"]
 
 _GRID_BITS = 46  # N max(|low|, |high|) is below 2^46 units: x(e) of |e| <= 2^47 is then off by less than 0.2 units.
 _SMALLEST_UNITS = 16.0  # A limit of fewer units would be rounded down by more than 6 %.
 _LONGEST_WINDOW = 100_000  # Ticks; 100 s at 1 kHz: beyond it a limit is meant in another unit.
 _ROUND = 1.5 * 2.0**52  # x + _ROUND - _ROUND is the integer nearest to x, for |x| < 2^51.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MotionLimits:
-    """How fast one dimension may move. None: no limit."""
-
-    velocity: float | None = None
-    """Largest speed in [unit/s]."""
-    acceleration: float | None = None
-    """Largest acceleration in [unit/s^2], braking included."""
-    jerk: float | None = None
-    """Largest change of acceleration in [unit/s^3]."""
-
-    def __post_init__(self) -> None:
-        for name in ("velocity", "acceleration", "jerk"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SpecError(f"motion limits: {name} {value}, expected a positive number, or None for no limit.")
 
 
 class MotionLimiter:
@@ -129,6 +112,7 @@ class MotionLimiter:
             )
         self.delay_s = (self.window - 1) // 2 * tick_s
         """By how much a slow target is followed late, in [s]."""
+        self._tick_s = tick_s
         dimensions = [_Dimension.make(i, own, low[i], high[i], tick_s, self.window) for i, own in enumerate(limits)]
         self.accelerations = tuple(d.acceleration / d.scale / tick_s**2 for d in dimensions)
         """(A,) what is used in [unit/s^2], at most the limits: less where the jerk limit makes less faster; finite also without a limit."""
@@ -148,6 +132,21 @@ class MotionLimiter:
     def at_rest(self) -> bool:
         """Whether the last N positions were the same: the commands stand still until the next `step`."""
         return self._still_ticks >= self.window
+
+    @property
+    def stopping_points(self) -> list[float]:
+        """(A,) where `brake` would come to rest; as targets of `step` they are commanded as `brake` commands them."""
+        found = []
+        for position, velocity, (scale, _, _, _, change) in zip(self._positions, self._velocities, self._constants, strict=True):
+            m = abs(velocity) // change  # Ticks in which it still moves.
+            found.append((position + math.copysign(m * abs(velocity) - 0.5 * change * m * (m + 1.0), velocity)) / scale)
+        return found
+
+    @property
+    def stopping_s(self) -> float:
+        """Longest time in which `brake` comes to rest, in [s]."""
+        ticks = max(fastest / change for _, _, _, fastest, change in self._constants)
+        return (math.ceil(ticks) + self.window) * self._tick_s
 
     def step(self, targets: Sequence[float], velocities: Sequence[float] | None = None) -> list[float]:
         """The command of this tick.

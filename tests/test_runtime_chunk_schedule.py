@@ -192,7 +192,7 @@ def test_a_seam_goes_one_part_of_the_way(tiny_spec: PolicySpec, values: list[flo
 
 def test_contradicting_settings_are_refused() -> None:
     """A rule that does not exist, a negative cross-fade."""
-    with pytest.raises(CallerError, match="expected 'newest' or 'receding'"):
+    with pytest.raises(CallerError, match=r"expected one of .*newest"):
         ScheduleConfig(rule="oldest")
     with pytest.raises(CallerError, match="blend_steps -1"):
         ScheduleConfig(blend_steps=-1)
@@ -213,3 +213,53 @@ def test_what_a_policy_was_told_is_not_faded_into(tiny_spec: PolicySpec, committ
     schedule.add(np.zeros((6, 4), np.float32), observed_at=0, now=1)
     schedule.add(np.ones((6, 4), np.float32), observed_at=1, now=3, committed=committed)
     assert [schedule.at(step).action[1] for step in (3, 4)] == [first, 1.0]
+
+
+def test_the_ensemble_is_the_mean_of_all_chunks(tiny_spec: PolicySpec) -> None:
+    """ACT's weights, the oldest weighs most; flags are the newest chunk's; chunks that have run out count no more."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(rule="ensemble", ensemble_decay=0.5))
+    for step in range(3):
+        chunk = np.full((6, 4), float(step), np.float32)
+        chunk[:, 3] = step % 2
+        assert schedule.add(chunk, observed_at=step, now=step) == "used"
+    weights = np.exp(-0.5 * np.arange(3))
+    due = schedule.at(2)
+    np.testing.assert_allclose(due.action[1:3], [np.dot(weights, [0, 1, 2]) / weights.sum()] * 2, rtol=1e-6)
+    assert (due.action[3], due.observed_at) == (0.0, 2)
+    np.testing.assert_allclose(schedule.at(6).action[1], (1 + 2 * np.exp(-0.5)) / (1 + np.exp(-0.5)), rtol=1e-6)
+    np.testing.assert_allclose(schedule.at(7).action[1], 2.0)
+    assert schedule.at(8) is None
+    assert schedule.runs_out == 8
+
+
+def test_the_queue_mixes_all_of_the_overlap(tiny_spec: PolicySpec) -> None:
+    """LeRobot's weighted average: 0.3 of what was queued and 0.7 of what is new, as far as both go; mixed again by the next chunk."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(rule="queue"))
+    for step, value in ((0, 0.0), (3, 1.0), (5, 2.0)):
+        schedule.add(np.full((6, 4), value, np.float32), observed_at=step, now=step)
+    np.testing.assert_allclose([schedule.at(step).action[1] for step in (5, 8)], [0.3 * 0.7 + 0.7 * 2, 0.3 * 1 + 0.7 * 2], rtol=1e-6)
+    np.testing.assert_allclose([schedule.at(step).action[1] for step in (9, 10)], 2.0)
+
+
+def test_open_loop_begins_a_chunk_when_it_is_there(tiny_spec: PolicySpec) -> None:
+    """As openpi's broker: from its first row on, `execute_steps` of them, and nothing before the next one."""
+    spec = _spec(tiny_spec)
+    schedule = ChunkSchedule(spec, ScheduleConfig(rule="open"))
+    chunk = np.arange(24, dtype=np.float32).reshape(6, 4)
+    schedule.add(chunk, observed_at=1, now=3)
+    assert schedule.at(2) is None
+    count = spec.timing.execute_steps
+    assert [schedule.at(3 + i).action[0] for i in range(count)] == [4.0 * i for i in range(count)]
+    assert schedule.at(3 + count) is None
+    assert schedule.runs_out == 3 + count
+
+
+def test_confidence_goes_with_its_row(tiny_spec: PolicySpec) -> None:
+    """Of the chunk in use; 1 where a policy says nothing; a chunk whose confidence is no number is refused."""
+    schedule = ChunkSchedule(_spec(tiny_spec))
+    schedule.add(np.zeros((6, 4), np.float32), observed_at=0, now=0)
+    assert schedule.at(0).confidence == 1.0
+    schedule.add(np.zeros((6, 4), np.float32), observed_at=2, now=3, confidence=np.linspace(0, 1, 6).astype(np.float32))
+    assert schedule.at(4).confidence == pytest.approx(0.4)
+    with pytest.raises(ActionError, match="confidence of shape"):
+        schedule.add(np.zeros((6, 4), np.float32), observed_at=4, now=4, confidence=np.full(6, np.nan, np.float32))

@@ -369,10 +369,12 @@ def test_contradicting_settings_are_refused() -> None:
     """A thread cannot keep up with a loop that does not wait; counts are at least one."""
     with pytest.raises(CallerError, match="inference in a thread needs real time"):
         LoopConfig(realtime=False)
-    with pytest.raises(CallerError, match="counts of at least 1 and a positive rate"):
+    with pytest.raises(CallerError, match="counts of at least 1 and positive rates"):
         LoopConfig(time_to_live_steps=0)
-    with pytest.raises(CallerError, match="counts of at least 1 and a positive rate"):
+    with pytest.raises(CallerError, match="counts of at least 1 and positive rates"):
         LoopConfig(rate_hz=math.nan)
+    with pytest.raises(CallerError, match=r"least_confidence 1\.5"):
+        LoopConfig(least_confidence=1.5)
 
 
 def test_the_statistics_are_plain_numbers(robot: FakeRobot, tiny_spec: PolicySpec) -> None:
@@ -458,7 +460,9 @@ def test_the_policy_is_told_what_will_really_be_commanded(tiny_spec: PolicySpec,
     robot, time, told = FakeRobot(spec), VirtualTime(), []
 
     def answer(call: int, observation: Observation) -> ActionChunk:
-        told.append((len(robot.commands), observation.committed))
+        told.append(
+            (len(robot.commands) - 1, observation.committed)
+        )  # Asked when this step's command is out, which is the first it is told.
         actions = rng.uniform(-0.04, 0.04, (8, 4)).astype(np.float32)
         actions[:, [0, 3]] = 0, rng.integers(0, 2)
         return ActionChunk(actions=actions, confidence=np.ones(8, np.float32))

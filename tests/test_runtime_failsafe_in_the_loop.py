@@ -148,7 +148,7 @@ def test_a_policy_that_hangs_is_waited_for_and_given_up(robot: FakeRobot, tiny_s
     assert watched.story() == [("HOLD", 1), ("RUN", 8), ("HOLD", 5)]
     assert result.message.startswith("no answer for 0.7")
     np.testing.assert_array_equal(robot.commands[-6:], [STILL] * 6)
-    assert robot.observed == 9  # Three that were asked about, and from step 9 on, where it is time to ask again, one a step until 14.
+    assert robot.observed == 8  # Three that were asked about, and from step 9 on, where it is time to ask again, one a step until 13.
 
 
 @pytest.mark.parametrize(("hold_s", "holds"), [(0.0, 1), (0.1, 1), (0.3, 3), (0.45, 5), (1.0, 10)])
@@ -588,7 +588,7 @@ def test_a_policy_is_told_of_the_holds_after_the_last_living_action(tiny_spec: P
     watched = Watched(robot)
 
     def answer(call: int, observation: Observation) -> ActionChunk:
-        told.append((len(robot.commands), observation.committed))
+        told.append((len(robot.commands) - 1, observation.committed))
         return policy.chunk(0.001 * call)
 
     policy = FakePolicy(spec, answer)

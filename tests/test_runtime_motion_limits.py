@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from actlet.errors import ActionError, SpecError
-from runtime.motion_limits import MotionLimiter, MotionLimits, _stoppable
+from actlet.specs import MotionLimits
+from runtime.motion_limits import MotionLimiter, _stoppable
 
 ARM = MotionLimits(velocity=2, acceleration=10, jerk=5000)
 SLOW_ARM = MotionLimits(velocity=1, acceleration=4, jerk=40)
