@@ -52,6 +52,10 @@ class LoopStatistics:
     """Steps whose action was older than its time to live, and was not sent."""
     unsure: int = 0
     """Steps whose action the policy was less sure of than it should be."""
+    asked_elsewhere: int = 0
+    """Observations that a second policy was asked about, because the first was unsure (`runtime.edge_first`)."""
+    used_elsewhere: int = 0
+    """Its answers that came in time."""
     journal_errors: int = 0
     """Records that the journal failed on."""
     state_ticks: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -96,6 +100,8 @@ class LoopStatistics:
             "bad_observations",
             "expired",
             "unsure",
+            "asked_elsewhere",
+            "used_elsewhere",
             "journal_errors",
         )
         data: dict[str, Any] = {name: getattr(self, name) for name in counts}

@@ -32,6 +32,7 @@ the robot is a simulation: its time only passes with commands, so that a run nee
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import sys
 import time
@@ -41,12 +42,16 @@ from typing import Any
 
 from actlet.errors import CallerError, UnknownNameError
 from actlet.protocols import Policy, Robot
+from actlet.specs import require_same
 from runtime.backends import add_backend
-from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, LoopResult, drive
-from runtime.failsafe import FailsafeConfig, State
+from runtime.edge_first import EdgeFirst
+from runtime.failsafe import State
+from runtime.inference import Inference, ThreadInference
 from runtime.inference_process import InferenceProcess
 from runtime.inference_worker import WorkerConfig
+from runtime.journal import Journal
+from runtime.loop_flags import add_loop_flags, cloud_of, loop_config
 from runtime.loop_statistics import LoopStatistics
 from runtime.opening import is_remote, kind_of, open_policy
 from runtime.real_time import RealTime, take_real_time
@@ -97,11 +102,10 @@ def run_policy(
     instruction: str | None = None,
     *,
     realtime: bool | None = None,
-    rate_hz: float | None = None,
-    steps: int | None = None,
-    schedule: ScheduleConfig | None = None,
-    failsafe: FailsafeConfig | None = None,
+    config: LoopConfig | None = None,
     on_step: Callable[[int, LoopStatistics], None] | None = None,
+    when_unsure: Policy | InferenceProcess | None = None,
+    journal: Journal | None = None,
 ) -> LoopResult:
     """Drive a robot until it is done.
 
@@ -111,11 +115,10 @@ def run_policy(
         robot: What moves.
         instruction: What to do; None for the robot's own `instruction`.
         realtime: Keep the clock; None for yes unless the robot's `virtual_time` says that it need not be kept.
-        rate_hz: Steps in a second, None for the policy's.
-        steps: Largest number of steps, None for no end but the robot's own.
-        schedule: How chunks follow each other.
-        failsafe: What counts as trouble, and how long it is borne.
+        config: How the loop runs; where the policy runs and whether the clock is kept are put in here.
         on_step: Called after every step.
+        when_unsure: Is asked when the policy's confidence is below `config.least_confidence` (`runtime.edge_first`).
+        journal: Is told what happens, and closed at the end.
 
     Raises:
         CallerError: The policy is not sound, or robot and policy do not fit; found before motion.
@@ -129,23 +132,46 @@ def run_policy(
     # A policy that was made for no delay must have its observation and its first action in the same step.
     threaded = realtime and policy.spec.timing.max_delay_steps > 0
     elsewhere = policy if isinstance(policy, InferenceProcess) and threaded else None
-    config = LoopConfig(
-        max_steps=steps,
-        realtime=realtime,
-        rate_hz=rate_hz,
-        inference="thread" if threaded else "inline",
-        schedule=schedule or ScheduleConfig(),
-        failsafe=failsafe or FailsafeConfig(),
-    )
-    try:
-        result = drive(
-            robot, policy, instruction, config, on_step=on_step, inference=(lambda policy, clock: elsewhere) if elsewhere else None
+    config = dataclasses.replace(config or LoopConfig(), realtime=realtime, inference="thread" if threaded else "inline")
+    both: EdgeFirst | None = None
+    inference: Callable[[Policy, Callable[[], float]], Inference] | None = (lambda policy, clock: elsewhere) if elsewhere else None
+    if when_unsure is not None:
+        if not threaded:
+            raise CallerError(
+                "a second policy is asked while the robot goes on: that needs real time, and a policy that may be answered late."
+            )
+        require_same(
+            policy.spec.observation,
+            when_unsure.spec.observation,
+            what="what the robot's policy and the one that is asked when it is unsure observe",
         )
+        require_same(
+            policy.spec.action, when_unsure.spec.action, what="actions of the robot's policy and of the one that is asked when it is unsure"
+        )
+        both = _edge_first(elsewhere or policy, when_unsure, config)
+        inference = lambda policy, clock: both  # noqa: E731
+    try:
+        result = drive(robot, policy, instruction, config, on_step=on_step, inference=inference, journal=journal)
     finally:
-        if isinstance(policy, InferenceProcess):
-            policy.close()
+        if both is not None:
+            both.close()
+        for opened in (policy, when_unsure):
+            if isinstance(opened, InferenceProcess):
+                opened.close()
     result.statistics.clipped += getattr(policy, "clipped", 0) - clipped_before
+    if both is not None:
+        result.statistics.asked_elsewhere, result.statistics.used_elsewhere = both.asked_cloud, both.used_cloud
     return result
+
+
+def _edge_first(edge: Policy | InferenceProcess, cloud: Policy | InferenceProcess, config: LoopConfig) -> EdgeFirst:
+    """The two of them as one."""
+    timing = edge.spec.timing
+    where = [policy if isinstance(policy, InferenceProcess) else ThreadInference(policy, time.monotonic) for policy in (edge, cloud)]
+    patience_s = timing.max_delay_steps / (config.rate_hz or timing.rate_hz)  # Later an answer could not be used.
+    return EdgeFirst(
+        *where, least_confidence=config.least_confidence, rows=timing.execute_steps, patience_s=patience_s, clock=time.monotonic
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,10 +185,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="task of the suite")
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulated episode (default: 0)")
     parser.add_argument("--instruction", help="what to do (default: what the simulated episode asks for)")
-    parser.add_argument("--steps", type=int, help="stop after this many control steps (default: when the robot is done)")
-    parser.add_argument(
-        "--rate-hz", type=float, help="control steps in a second (default: the bundle's; others slow down or speed up motion)"
-    )
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--realtime", action="store_true", default=None, help="keep the clock (default for real robots)")
     pace.add_argument(
@@ -182,16 +204,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of inference (default: 1)")
     add_backend(parser)
     parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
-    parser.add_argument("--schedule", choices=("newest", "receding"), default="newest", help="which chunk is used (default: newest)")
-    parser.add_argument(
-        "--blend-steps", type=int, default=2, help="most steps of cross-fade between chunks that follow each other slowly (default: 2)"
-    )
+    add_loop_flags(parser)
     parser.epilog = """\
 examples:
   actlet run bundles/int8 --task put --seed 7                       one simulated episode, as fast as possible
   actlet run bundles/int8 --task put --seed 7 --realtime            the same at the robot's rate, policy in a thread
   actlet run bundles/int8 --robot my_arm:make_robot --instruction "lift the red block"
+  actlet run bundles/int8 --robot my_arm:make_robot --command-rate-hz 500 --schedule receding
   actlet run ws://10.0.0.2:8000 --task put --seed 7 --realtime      with a policy on another machine
+  actlet run bundles/int8 --task put --realtime --least-confidence 0.6 --when-unsure ws://10.0.0.2:8000     edge first, cloud when unsure
 """
 
 
@@ -202,8 +223,15 @@ def run(arguments: argparse.Namespace) -> int:
     robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed)
     is_simulated = getattr(robot, "virtual_time", False)
     realtime = arguments.realtime if arguments.realtime is not None else not is_simulated
+    config, cloud = loop_config(arguments), cloud_of(arguments)
     priority = (0 if is_simulated or not realtime else _PRIORITY) if arguments.priority is None else arguments.priority
-    policy = _open(arguments, realtime, priority)
+    policy = _open(arguments, arguments.policy, realtime, priority)
+    try:
+        unsure = _open(arguments, cloud, realtime, priority) if cloud is not None else None
+    except BaseException:
+        if isinstance(policy, InferenceProcess):
+            policy.close()
+        raise
     if realtime and priority:
         for refused in take_real_time(RealTime(priority=priority, quiet_collector=True)):
             print(f"not in real time: {refused}", file=sys.stderr)
@@ -213,10 +241,9 @@ def run(arguments: argparse.Namespace) -> int:
         robot,
         arguments.instruction,
         realtime=realtime,
-        rate_hz=arguments.rate_hz,
-        steps=arguments.steps,
-        schedule=ScheduleConfig(rule=arguments.schedule, blend_steps=arguments.blend_steps),
+        config=config,
         on_step=status.show,
+        when_unsure=unsure,
     )
     status.end()
     for label, value in _rows(robot, result):
@@ -224,19 +251,19 @@ def run(arguments: argparse.Namespace) -> int:
     return _EXIT_CODES.get(result.stopped_by, 1)
 
 
-def _open(arguments: argparse.Namespace, realtime: bool, priority: int) -> Policy | InferenceProcess:
+def _open(arguments: argparse.Namespace, place: str, realtime: bool, priority: int) -> Policy | InferenceProcess:
     """The policy, here or in processes of its own."""
     if not realtime or arguments.inference == "thread" or (arguments.inference is None and not sys.platform.startswith("linux")):
-        return open_policy(arguments.policy, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend)
+        return open_policy(place, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend)
     keys = keys_to_trust(arguments.trusted_keys)
     worker = WorkerConfig(
-        policy=arguments.policy,
+        policy=place,
         threads=arguments.threads,
         backend=arguments.backend,
         trusted_keys=None if keys is None else str(keys.absolute()),
         priority=max(1, priority // 2) if priority else None,  # Below the loop's, above everything else's.
     )
-    return InferenceProcess(arguments.policy, worker=worker)
+    return InferenceProcess(place, worker=worker)
 
 
 class _StatusLine:
@@ -265,6 +292,8 @@ def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
     success = getattr(robot, "success", None)
     latency, age = data["decision_latency_ms"], data["action_age_ms"]
 
+    unsure, commands = data["unsure"], data["commands"]
+
     def milliseconds(summary: dict[str, float] | None) -> str:
         return "not measured" if summary is None else "  ".join(f"{name} {summary[name]:.1f}" for name in ("p50", "p95", "p99", "max"))
 
@@ -278,7 +307,13 @@ def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
         ("success", "unknown" if success is None else "yes" if success else "no"),
         ("stopped by", f"{result.stopped_by} ({result.message})"),
         ("steps", f"{data['ticks']} in {data['elapsed_s']:.1f} s{rate(data['ticks_per_s'])}; {data['missed_deadlines']} missed"),
-        ("decisions", f"{data['chunks']}{rate(data['decisions_per_s'])}; {data['bad_chunks']} bad, {data['late_chunks']} late"),
+        *([("commands", f"{commands}; {data['missed_commands']} missed")] if commands > data["ticks"] else []),
+        (
+            "decisions",
+            f"{data['chunks']}{rate(data['decisions_per_s'])}; {data['bad_chunks']} bad, {data['late_chunks']} late"
+            + (f"; {unsure} steps unsure" if unsure else "")
+            + (f"; {data['used_elsewhere']} of {data['asked_elsewhere']} asked elsewhere" if data["asked_elsewhere"] else ""),
+        ),
         ("decision [ms]", milliseconds(latency)),
         ("action age [ms]", milliseconds(age)),
         ("holds", f"{data['holds']}{held}"),

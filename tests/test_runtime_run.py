@@ -13,6 +13,7 @@ from actlet.command_line import main
 from actlet.errors import CallerError, SpecError, UnknownNameError
 from runtime import run as run_module
 from runtime.control_loop import LoopConfig, drive
+from runtime.policy import BundlePolicy
 from runtime.run import make_robot, run_policy
 
 POINTS = ["--suite", "point_reach:make_suite"]
@@ -147,3 +148,42 @@ def test_a_failed_run_exits_with_1(point_bundle: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(BundlePolicy, "predict", poisoned)
     assert main(["run", str(point_bundle), *POINTS, "--task", "red"]) == 1
     assert "policy (5 unusable answers in a row" in capsys.readouterr().out
+
+
+def test_a_second_policy_is_asked_when_the_first_is_unsure(tmp_path: Path, make_tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In real time, beside the loop: the answers that come in time are the other policy's; another action space is refused."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from point_reach import SPEC
+
+    spec = dataclasses.replace(SPEC, timing=dataclasses.replace(SPEC.timing, max_delay_steps=2))
+    bundle = make_tiny_bundle(tmp_path / "bundle", spec=spec)
+    robot = make_robot(suite="point_reach:make_suite", task="red", seed=3)
+    config = LoopConfig(max_steps=20, least_confidence=1.0, unsure="slow")
+    result = run_policy(bundle, robot, realtime=True, config=config, when_unsure=BundlePolicy(bundle))
+    counted = result.statistics
+    assert counted.used_elsewhere > 0
+    assert counted.used_elsewhere <= counted.asked_elsewhere <= counted.ticks
+    other = make_tiny_bundle(tmp_path / "other", spec=dataclasses.replace(spec, action=dataclasses.replace(spec.action, frame="tool")))
+    with pytest.raises(SpecError, match="the one that is asked when it is unsure differ: frame is 'tool'"):
+        run_policy(bundle, robot, realtime=True, config=config, when_unsure=BundlePolicy(other))
+    with pytest.raises(CallerError, match="that needs real time"):
+        run_policy(bundle, robot, config=config, when_unsure=BundlePolicy(bundle))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--when-unsure", "stop"], "--when-unsure 'stop': expected slow, hold, or the URL"),
+        (["--when-unsure", "ws://127.0.0.1:1"], "add --least-confidence"),
+        (["--least-confidence", "2"], "expected 0 .. 1"),
+        (["--hold-s", "-1"], "expected finite times"),
+        (["--command-rate-hz", "0"], "positive rates"),
+        (["--command-rate-hz", "1000"], "are displacements"),
+    ],
+)
+def test_flags_of_the_loop_that_contradict_each_other(
+    point_bundle: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    """Refused before anything moves, with exit code 2."""
+    assert main(["run", str(point_bundle), *POINTS, "--task", "red", *flags]) == 2
+    assert message in capsys.readouterr().err
