@@ -151,7 +151,7 @@ class Conversation:
             return None
         return due
 
-    def following(self, step: int, count: int, limiter: CommandLimiter, *, holds: bool = False) -> list[NDArray[np.float32]]:
+    def following(self, step: int, count: int, limiter: CommandLimiter, *, holds: bool = False) -> tuple[list[NDArray[np.float32]], int]:
         """What will be commanded at the next steps, as it looks now: float32 (A,) each, limited, and a hold from where nothing is due.
 
         Args:
@@ -159,12 +159,17 @@ class Conversation:
             count: How many; fewer come back where there is nothing yet to hold.
             limiter: As it is before the command of that step; it is not touched.
             holds: Nothing but holds.
+
+        Returns:
+            The commands, and how many of them, from the first on, are the policy's actions.
         """
         ahead = copy.copy(limiter)  # It remembers the command before; the loop's own must not hear of commands that are not sent yet.
-        commands = []
+        commands: list[NDArray[np.float32]] = []
+        known = 0
         for i in range(count):
             due = None if holds else self._schedule.at(step + i)
             holds = due is None or step + i - due.observed_at >= self._live_steps
+            known += not holds
             try:
                 limited = ahead.hold() if holds or due is None else ahead.limit(self.wanted(due, ahead))
             except ActionError:
@@ -172,7 +177,7 @@ class Conversation:
             if limited is None:
                 break
             commands.append(limited.command)
-        return commands
+        return commands, known
 
     def wanted(self, due: DueAction, limiter: CommandLimiter) -> NDArray[np.float32]:
         """The due action, or a share of its motion where the policy is unsure and that is what is wanted then.
@@ -205,7 +210,7 @@ class Conversation:
         inline = self._config.inference == "inline"
         delay = min(min(self._delays) if inline else max(self._delays), self._timing.committed_steps)
         holds = inline or not (self._judge.state is State.RUN or self._judge.failsafe.is_about_to_run)
-        commands = self.following(step, delay, limiter, holds=holds)
+        commands, _ = self.following(step, delay, limiter, holds=holds)
         return np.stack(commands) if commands else None
 
     def _check(self, answer: Answer, step: int, now_s: float) -> bool:
