@@ -53,6 +53,7 @@ from runtime.inference_worker import WorkerConfig
 from runtime.journal import Journal
 from runtime.loop_flags import add_loop_flags, cloud_of, loop_config
 from runtime.loop_statistics import LoopStatistics
+from runtime.observer import Observer
 from runtime.opening import is_remote, kind_of, open_policy
 from runtime.real_time import RealTime, take_real_time
 from runtime.signature import TRUSTED_KEYS_HELP, keys_to_trust
@@ -197,6 +198,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: process on Linux)",
     )
     parser.add_argument(
+        "--observe",
+        choices=("loop", "thread"),
+        default="loop",
+        help="who reads the robot: the loop itself, or a thread, for a robot whose get_observation waits for cameras and may be called beside send_action "
+        "(default: loop)",
+    )
+    parser.add_argument(
         "--priority",
         type=int,
         help="real-time priority of the loop, 1 to 99, 0 for none (default: 80 in real time, none for the simulated arm)",
@@ -222,6 +230,12 @@ def run(arguments: argparse.Namespace) -> int:
         kind_of(arguments.policy)  # First: a wrong path should not take a simulator's start to be seen.
     robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed)
     is_simulated = getattr(robot, "virtual_time", False)
+    if arguments.observe == "thread":
+        if is_simulated:
+            raise CallerError(
+                "--observe thread: this robot is a simulation, whose time only passes with commands; let the loop look at it."
+            )
+        robot = Observer(robot)
     realtime = arguments.realtime if arguments.realtime is not None else not is_simulated
     config, cloud = loop_config(arguments), cloud_of(arguments)
     priority = (0 if is_simulated or not realtime else _PRIORITY) if arguments.priority is None else arguments.priority
