@@ -23,10 +23,11 @@ returns an `actlet.protocols.Robot`. Without ``--robot`` it is the simulated arm
         return MyArm()
 
 Names, units, limits, cameras and rate must be the bundle's, or nothing moves and the message names the difference. Some attributes
-are optional: `instruction`, `done` (True ends the run) and `success`; `safe_action()`, an action toward a pose in which the robot may be
-left, None once it is there, and `emergency_stop()`, for when the failsafe goes that far (docs/runtime.md); `virtual_time = True` says that
-the robot is a simulation: its time only passes with commands, so that a run need not keep the clock, and its cameras are drawn. An
-`Observation` that says when it was taken (`taken_s`) is not shown to the policy once it is old.
+are optional: `instruction`, `done` (True ends the run), `success` and `remarks` (words for the summary); `safe_action()`, an action
+toward a pose in which the robot may be left, None once it is there, and `emergency_stop()`, for when the failsafe goes that far
+(docs/runtime.md); `virtual_time = True` says that the robot is a simulation: its time only passes with commands, so that a run need
+not keep the clock, and its cameras are drawn. An `Observation` that says when it was taken (`taken_s`) is not shown to the policy once
+it is old. For LeRobot's robots and for ROS 2 nothing has to be written: docs/robots.md.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import inspect
+import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actlet.errors import CallerError, UnknownNameError
+from actlet.errors import CallerError, SpecError, UnknownNameError
 from actlet.protocols import Policy, Robot
 from actlet.specs import require_same
 from runtime.backends import add_backend
@@ -58,22 +61,18 @@ from runtime.opening import is_remote, kind_of, open_policy
 from runtime.real_time import RealTime, take_real_time
 from runtime.signature import TRUSTED_KEYS_HELP, keys_to_trust
 
-__all__ = ["SIMULATED_ROBOT", "add_arguments", "make_robot", "run", "run_policy"]
+__all__ = ["SIMULATED_ROBOT", "add_arguments", "load_factory", "make_robot", "run", "run_policy"]
 
 SIMULATED_ROBOT = "episodes.simulated_robot:make_robot"
 _STATUS_EVERY_S, _PRIORITY = 0.2, 80
 _EXIT_CODES = {"steps": 0, "done": 0, "terminate": 0, "interrupted": 130}  # The others: 1.
 
 
-def make_robot(name: str = SIMULATED_ROBOT, **options: Any) -> Robot:
-    """A robot by the name of its factory.
-
-    Args:
-        name: "package.module:factory"; the current folder is searched too.
-        options: Keywords for the factory, such as suite, task and seed.
+def load_factory(name: str) -> Callable[..., Any]:
+    """The function of a "package.module:factory"; the current folder is searched too.
 
     Raises:
-        CallerError: There is no such module or function, or it does not return a robot.
+        CallerError: There is no such module or function.
     """
     module_name, _, function = name.partition(":")
     if not module_name or not function:
@@ -89,7 +88,31 @@ def make_robot(name: str = SIMULATED_ROBOT, **options: Any) -> Robot:
         sys.path.remove("")
     if not hasattr(module, function):
         raise UnknownNameError(f"function in {module_name}:", function, [key for key in vars(module) if not key.startswith("_")])
-    robot = getattr(module, function)(**options)
+    factory: Callable[..., Any] = getattr(module, function)
+    return factory
+
+
+def _takes(factory: Callable[..., Any], keyword: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return keyword in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def make_robot(name: str = SIMULATED_ROBOT, **options: Any) -> Robot:
+    """A robot by the name of its factory.
+
+    Args:
+        name: "package.module:factory"; the current folder is searched too.
+        options: Keywords for the factory, such as suite, task and seed, and robot_config where there is one.
+
+    Raises:
+        CallerError: There is no such module or function, or it does not return a robot.
+    """
+    factory, robot_config = load_factory(name), options.get("robot_config")
+    if robot_config is not None and not _takes(factory, "robot_config"):
+        raise CallerError(
+            f"robot {name!r} takes no --robot-config, but {str(robot_config)!r} was given: leave it out, or name another --robot."
+        )
+    robot = factory(**options)
     if not isinstance(robot, Robot):
         needed = ("observation_spec", "action_spec", "rate_hz", "connect", "get_observation", "send_action", "disconnect")
         missing = [attribute for attribute in needed if not hasattr(robot, attribute)]
@@ -182,6 +205,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a bundle or a checkpoint, the URL of an `actlet serve`, as in ws://10.0.0.2:8000, or a file of runtime.rest_policy",
     )
     parser.add_argument("--robot", default=SIMULATED_ROBOT, metavar="MODULE:FACTORY", help="what moves (default: the simulated arm)")
+    parser.add_argument(
+        "--robot-config",
+        type=Path,
+        metavar="FILE",
+        help="given to the robot's factory as robot_config=FILE; what runtime.robots need (docs/robots.md)",
+    )
     parser.add_argument("--suite", default="tabletop", help="suite of simulated tasks (default: tabletop)")
     parser.add_argument("--task", help="task of the suite")
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulated episode (default: 0)")
@@ -219,6 +248,7 @@ examples:
   actlet run bundles/int8 --task put --seed 7 --realtime            the same at the robot's rate, policy in a thread
   actlet run bundles/int8 --robot my_arm:make_robot --instruction "lift the red block"
   actlet run bundles/int8 --robot my_arm:make_robot --command-rate-hz 500 --schedule receding
+  actlet run bundles/int8 --robot runtime.robots.lerobot:make_robot --robot-config my_so101.json --instruction "lift the red block"
   actlet run ws://10.0.0.2:8000 --task put --seed 7 --realtime      with a policy on another machine
   actlet run bundles/int8 --task put --realtime --least-confidence 0.6 --when-unsure ws://10.0.0.2:8000     edge first, cloud when unsure
 """
@@ -228,7 +258,8 @@ def run(arguments: argparse.Namespace) -> int:
     """The verb `run`."""
     if not is_remote(arguments.policy):
         kind_of(arguments.policy)  # First: a wrong path should not take a simulator's start to be seen.
-    robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed)
+    options = {} if arguments.robot_config is None else {"robot_config": arguments.robot_config}
+    robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed, **options)
     is_simulated = getattr(robot, "virtual_time", False)
     if arguments.observe == "thread":
         if is_simulated:
@@ -241,6 +272,7 @@ def run(arguments: argparse.Namespace) -> int:
     priority = (0 if is_simulated or not realtime else _PRIORITY) if arguments.priority is None else arguments.priority
     policy = _open(arguments, arguments.policy, realtime, priority)
     try:
+        _require_fit(policy, robot, arguments.robot_config or arguments.robot)
         unsure = _open(arguments, cloud, realtime, priority) if cloud is not None else None
     except BaseException:
         if isinstance(policy, InferenceProcess):
@@ -263,6 +295,21 @@ def run(arguments: argparse.Namespace) -> int:
     for label, value in _rows(robot, result):
         print(f"{label:<18} {value}")
     return _EXIT_CODES.get(result.stopped_by, 1)
+
+
+def _require_fit(policy: Policy | InferenceProcess, robot: Robot, place: object) -> None:
+    """What the loop would refuse as well, with where to mend it.
+
+    Raises:
+        SpecError: They differ.
+    """
+    try:
+        require_same(policy.spec.observation, robot.observation_spec, what="the policy's and the robot's observation")
+        require_same(policy.spec.action, robot.action_spec, what="the policy's and the robot's action")
+        if not math.isclose(policy.spec.timing.rate_hz, robot.rate_hz, rel_tol=1e-3):
+            raise SpecError(f"the policy was made for {policy.spec.timing.rate_hz} steps in a second, the robot has {robot.rate_hz}.")
+    except SpecError as error:
+        raise SpecError(f"{error} Nothing moved. Correct what {place} says of the robot, or use a policy that was made for it.") from error
 
 
 def _open(arguments: argparse.Namespace, place: str, realtime: bool, priority: int) -> Policy | InferenceProcess:
@@ -317,6 +364,7 @@ def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
     def rate(value: float | None) -> str:
         return "" if value is None else f", {value:.1f} in a second"
 
+    remarks = getattr(robot, "remarks", "")
     return [
         ("success", "unknown" if success is None else "yes" if success else "no"),
         ("stopped by", f"{result.stopped_by} ({result.message})"),
@@ -332,4 +380,5 @@ def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
         ("action age [ms]", milliseconds(age)),
         ("holds", f"{data['holds']}{held}"),
         ("clipped values", f"{data['clipped']}; slowed {data['slowed']}"),
+        *([("robot", str(remarks))] if remarks else []),
     ]
