@@ -89,6 +89,11 @@ def make_device() -> StandIn:
     return made[-1]
 
 
+def make_slow_device() -> StandIn:
+    """Goes a millionth of a degree at a time."""
+    return StandIn(most=1e-6)
+
+
 def make_nothing() -> object:
     """Not a robot."""
     return object()

@@ -401,6 +401,12 @@ NARROW = ACTION.to_dict() | {"low": [-80, 0, -110, 0]}
 ORDER = OBSERVATION.to_dict() | {"state_names": ["pan", "gripper.pos", "elbow_flex.pos"]}
 
 
+def test_the_summary_says_what_the_robot_altered(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A robot that hardly moves; the summary of one that does as it is told says nothing of it."""
+    assert main(command(bundle, write(tmp_path, factory="lerobot_stand_in:make_slow_device"), "--steps", "10")) == 0
+    assert re.search(r"robot +\d+ commands altered by the robot", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -516,6 +522,19 @@ def test_lerobots_own_arm(tmp_path: Path, make_tiny_bundle: Callable[..., Path])
     found = re.search(r"code 0 writes (\d+) connected False lerobot", done.stdout)
     assert found, done.stdout + done.stderr
     assert int(found[1]) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LEROBOT_PYTHON, reason="ACTLET_LEROBOT_PYTHON names no Python with lerobot")
+def test_the_documents_factory_fits_its_file(tmp_path: Path) -> None:
+    """docs/robots.md: the arm that its code makes is the one that its file describes."""
+    page = (ROOT / "docs" / "robots.md").read_text()
+    for name, language in (("my_so101.py", "python\n# my_so101.py"), ("my_so101.json", "json")):
+        (tmp_path / name).write_text(page.split(f"```{language}\n", 1)[1].split("```", 1)[0])
+    code = "from runtime.robots.lerobot import make_robot; print(make_robot(robot_config='my_so101.json').observation_spec.state_dim)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_LEROBOT_HOME": str(tmp_path)}
+    done = subprocess.run([LEROBOT_PYTHON, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
 
 
 def test_it_imports_neither_lerobot_nor_torch() -> None:
