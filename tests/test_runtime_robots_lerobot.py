@@ -26,7 +26,7 @@ from lerobot_stand_in import JOINTS, StandIn
 from actlet.command_line import main
 from actlet.errors import ActionError, ActletError, CallerError, ObservationError, RobotFault, SpecError
 from actlet.protocols import ActionChunk, Observation, Robot
-from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
+from actlet.specs import ActionSpec, CameraSpec, MotionLimits, ObservationSpec, PolicySpec, TimingSpec
 from runtime.control_loop import LoopConfig, drive
 from runtime.failsafe import FailsafeConfig
 from runtime.robots.lerobot import LeRobotRobot, make_robot
@@ -191,6 +191,29 @@ def test_observations_are_stamped_and_in_the_policys_order(device: StandIn, robo
     assert observation.state.tolist() == [3.0, 1.0, 2.0]
     assert set(observation.images) == {"front"}
     assert before_s < observation.taken_s <= time.monotonic()
+
+
+def test_it_says_where_it_stands(device: StandIn, robot: LeRobotRobot) -> None:
+    """As an action: positions are those that it observes, whatever holds with zero is zero. The loop's limits begin there."""
+    device.positions.update(zip(JOINTS, (1.0, 2.0, 3.0), strict=True))
+    until(lambda: robot.present_action() == [2.0, 0.0, 1.0, 3.0])
+    hidden = type("Hidden", (StandIn,), {"observation_features": {**dict.fromkeys(JOINTS[1:], float), "front": (6, 8, 3)}})()
+    state = {"state_names": ("gripper.pos",), "state_units": ("%",)}
+    blind = LeRobotRobot(hidden, dataclasses.replace(CONFIG, observation=dataclasses.replace(OBSERVATION, **state)))
+    assert blind.present_action is None
+
+
+def test_a_limited_loop_begins_where_the_arm_stands(device: StandIn) -> None:
+    """At ten times the policy's rate, limited in velocity, acceleration and jerk: no command jumps, the first one neither."""
+    device.positions.update(zip(JOINTS, (50.0, -40.0, 30.0), strict=True))
+    limits = MotionLimits(velocity=300.0, acceleration=3e3, jerk=1e5)
+    robot = LeRobotRobot(device, dataclasses.replace(CONFIG, action=dataclasses.replace(ACTION, motion=(limits, None, limits, limits))))
+    sent, send = [], robot.send_action
+    robot.send_action = lambda action: (sent.append(np.array(action)), send(action))  # type: ignore[method-assign]
+    result = drive(robot, Scripted(), "reach", LoopConfig(max_steps=20, command_rate_hz=500.0))
+    assert result.stopped_by == "steps"
+    assert sent[0].tolist() == pytest.approx([-40.0, 0.0, 50.0, 30.0], abs=0.01)
+    assert np.abs(np.diff(sent, axis=0)).max() <= 300.0 / 500.0 + 1e-4
 
 
 def test_the_loop_never_waits_for_a_camera(device: StandIn, robot: LeRobotRobot) -> None:

@@ -225,6 +225,16 @@ def test_observations_are_the_newest_and_stamped_at_receipt(publishing: Peer, ro
     assert before_s < observation.taken_s <= time.monotonic()
 
 
+def test_it_says_where_it_stands(publishing: Peer, robot: Ros2Robot) -> None:
+    """As an action, where it sees all joints that it commands; standing still is zero velocity."""
+    publishing.positions.update(shoulder=0.5, elbow=-0.25, finger=0.01)
+    until(lambda: robot.present_action() == [0.5, -0.25, 0.0, 0.01])
+    few = dataclasses.replace(OBSERVATION, state_names=("elbow",), state_units=("rad",))
+    assert Ros2Robot(dataclasses.replace(CONFIG, observation=few, joints={"pan": "shoulder"})).present_action is None
+    speeds = dataclasses.replace(ACTION, units=("rad/s", "rad/s", "1", "m/s"), hold=("zero",) * 4)
+    assert Ros2Robot(dataclasses.replace(CONFIG, observation=few, action=speeds)).present_action is not None
+
+
 def test_joints_may_come_in_several_messages(peer: Peer) -> None:
     """An arm and a gripper with drivers of their own, and a velocity; the oldest of all gives the time."""
     observation = dataclasses.replace(OBSERVATION, state_names=("elbow", "pan", "finger"), state_units=("rad", "rad/s", "m"))

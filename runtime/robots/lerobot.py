@@ -71,12 +71,20 @@ class LeRobotRobot:
         self._state_features = [config.feature(name) for name in config.observation.state_names]
         self._camera_features = {camera.name: config.feature(camera.name) for camera in config.observation.cameras}
         self._tolerance = _SAME * (np.asarray(config.action.high) - np.asarray(config.action.low))[self._slots]
+        features = dict(device.observation_features)
+        self._stands = [
+            hold == "last" and name != "terminate" for name, hold in zip(config.action.names, config.action.hold or (), strict=True)
+        ]
+        self._place_features = [config.feature(name) for name, stands in zip(config.action.names, self._stands, strict=True) if stands]
+        self.present_action = self._present if set(self._place_features) <= set(features) else None
+        """The action that leaves the robot where it is: observed positions, and zero of what holds with zero. None where it does not observe them."""
         self._wake = threading.Condition()  # Guards what follows; the loop holds it for moments only.
         self._thread: threading.Thread | None = None
         self._closing = False
         self._command: NDArray[np.float32] | None = None
         self._command_since_s = 0.0
         self._observation: Observation | None = None
+        self._places: list[float] = []
         self._failures, self._read_error, self._send_error = 0, "", ""
 
     def connect(self) -> None:
@@ -172,6 +180,11 @@ class LeRobotRobot:
         parts = [f"{count} commands {what}" for what, count in words.items() if count]
         return "; ".join([*parts, *([f"{self.failed_reads} reads failed, the last: {self._read_error}"] if self.failed_reads else [])])
 
+    def _present(self) -> list[float]:
+        self.get_observation()  # Nothing is known of a robot that is lost.
+        places = iter(self._places)
+        return [next(places) if stands else 0.0 for stands in self._stands]
+
     def _begin(self) -> None:
         self._closing, self._command, self._observation = False, None, None
         self._failures, self._read_error, self._send_error = 0, "", ""
@@ -246,7 +259,9 @@ class LeRobotRobot:
     def _read(self) -> None:
         began_s = time.monotonic()
         try:
-            observation = self._observed(self._device.get_observation(), began_s)
+            raw = self._device.get_observation()
+            observation = self._observed(raw, began_s)
+            places = [float(raw[feature]) for feature in self._place_features] if self.present_action is not None else []
         except Exception as error:
             with self._wake:
                 self._failures += 1
@@ -255,7 +270,7 @@ class LeRobotRobot:
                 self._wake.notify_all()
             return
         with self._wake:
-            self._observation, self._failures = observation, 0
+            self._observation, self._places, self._failures = observation, places, 0
             self._wake.notify_all()
 
     def _observed(self, raw: Any, taken_s: float) -> Observation:

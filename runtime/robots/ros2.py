@@ -96,6 +96,9 @@ class Ros2Robot:
         self._joints = [config.joint(name) for name in config.sent_names]
         self._slots = [i for i, name in enumerate(config.action.names) if name != "terminate"]
         self._sources = config.state_sources
+        places = {(joint, config.commanded) for joint in self._joints} if config.commanded == "position" else set()
+        self.present_action = self._present if places <= set(self._sources) else None
+        """The action that leaves the robot where it is; None where positions are commanded that the policy does not see."""
         self._lock = threading.Lock()  # For the two that follow; held for moments only.
         self._values: dict[tuple[str, messages.Quantity], tuple[float, float]] = {}  # Of a joint -> value, when it was received.
         self._frames: dict[str, tuple[NDArray[np.uint8], float]] = {}
@@ -187,6 +190,15 @@ class Ros2Robot:
         return "; ".join(
             f"{topic.name}: {topic.ignored} messages ignored, the last: {topic.error}" for topic in self.topics if topic.ignored
         )
+
+    def _present(self) -> list[float]:
+        self._require_connected()
+        action = [0.0] * self.action_spec.dim
+        if self.config.commanded == "position":
+            with self._lock:
+                for slot, joint in zip(self._slots, self._joints, strict=True):
+                    action[slot] = self._values[joint, "position"][0]
+        return action
 
     def _join(self) -> None:
         config, zenoh = self.config, self._zenoh
