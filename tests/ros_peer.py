@@ -116,6 +116,8 @@ class Peer:
         self.commands: list[JointTrajectory | JointState] = []
         self.attachments: list[tuple[int, int, int, bytes]] = []
         self.frames = 0
+        self.broken: dict[str, float] = {}
+        """Joint -> what its sensor says, wherever it is."""
         self._subscriber = self.session.declare_subscriber(listens_to, self._command) if listens_to else None
 
     def _command(self, sample: zenoh.Sample) -> None:
@@ -132,7 +134,7 @@ class Peer:
     def publish(self) -> None:
         """Every sensor once."""
         self.frames += 1
-        self.session.put(STATES_KEY, joint_state(self.positions))
+        self.session.put(STATES_KEY, joint_state({**self.positions, **self.broken}))
         self.session.put(IMAGE_KEY, image(np.full((6, 8, 3), self.frames % 251, np.uint8)))
 
     def publish_until(self, condition, every_s: float = 0.01) -> None:
@@ -144,8 +146,10 @@ class Peer:
             time.sleep(every_s)
 
     def stop_listening(self) -> None:
-        """Its controller leaves."""
-        self._subscriber.undeclare()
+        """Its controller leaves; if it has not left already."""
+        subscriber, self._subscriber = self._subscriber, None
+        if subscriber is not None:
+            subscriber.undeclare()
 
     def close(self) -> None:
         """Its computer leaves."""

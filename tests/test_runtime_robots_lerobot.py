@@ -332,7 +332,7 @@ def test_nan_from_the_robot_is_caught_by_the_loop(device: StandIn) -> None:
             device.positions["elbow_flex.pos"] = float("nan")
 
     device.on_read = broken
-    config = LoopConfig(failsafe=FailsafeConfig(hold_s=0.1, ramp_s=0.05))
+    config = LoopConfig(failsafe=FailsafeConfig(hold_s=2.0, ramp_s=0.05, max_frame_age_s=60.0))
     result = drive(robot, Scripted(), "reach", config)
     assert result.stopped_by == "robot"
     assert re.search(r"state: \['elbow_flex.pos'\] not finite", result.message)

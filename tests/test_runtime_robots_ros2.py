@@ -300,25 +300,30 @@ HOSTILE = [
 @pytest.mark.parametrize("raw", HOSTILE, ids=range(len(HOSTILE)))
 def test_what_does_not_decode_is_counted_and_ignored(publishing: Peer, robot: Ros2Robot, raw: bytes) -> None:
     """On any topic, at any size, between sound messages: nothing is raised, nothing of it is seen, and the next message is taken."""
-    for _ in range(20):
+
+    def spoil() -> str:
         publishing.session.put(ros_peer.STATES_KEY, raw)
         publishing.session.put(ros_peer.IMAGE_KEY, raw)
         publishing.session.delete(ros_peer.IMAGE_KEY)
+        return robot.remarks
+
+    for _ in range(20):
+        spoil()
     before_s = time.monotonic()
     until(lambda: robot.get_observation().taken_s > before_s)
     observation = robot.get_observation()
     OBSERVATION.check(observation.images, observation.state)
     assert 9.0 not in observation.state
     if len(raw) < 10_000_000:  # Larger than any image of this camera: Zenoh itself drops it.
-        until(lambda: robot.remarks)
+        until(spoil)  # Again and again: what is overtaken by a newer message is never looked at.
         assert re.search(r"/(joint_states|camera/image_raw): \d+ messages ignored, the last: ", robot.remarks)
 
 
 def test_nan_from_the_robot_is_caught_by_the_loop(publishing: Peer) -> None:
     """The policy is never shown it, and the run ends with the joint's name."""
     robot = Ros2Robot(at(publishing))
-    config = LoopConfig(failsafe=FailsafeConfig(hold_s=0.1, ramp_s=0.05))
-    result = drive(robot, Scripted(), "reach", config, on_step=lambda step, _: publishing.positions.update(elbow=float("nan")))
+    config = LoopConfig(failsafe=FailsafeConfig(hold_s=2.0, ramp_s=0.05, max_frame_age_s=60.0))
+    result = drive(robot, Scripted(), "reach", config, on_step=lambda step, _: publishing.broken.update(elbow=float("nan")))
     assert result.stopped_by == "robot"
     assert re.search(r"state: \['elbow'\] not finite", result.message)
 
@@ -331,10 +336,10 @@ def test_a_robot_that_falls_silent_is_stale(peer: Peer) -> None:
     thread.start()
 
     def silence(step: int, _: Any) -> None:
-        if step == 10:
+        if step >= 10:  # Steps may be skipped.
             over.set()
 
-    config = LoopConfig(failsafe=FailsafeConfig(hold_s=0.2, ramp_s=0.05, max_frame_age_s=0.2))
+    config = LoopConfig(failsafe=FailsafeConfig(hold_s=2.0, ramp_s=0.05, max_frame_age_s=0.2))
     result = drive(robot, Scripted(), "reach", config, on_step=silence)
     thread.join()
     assert result.stopped_by == "robot"
@@ -348,7 +353,7 @@ def test_a_controller_that_goes_is_a_lost_robot(publishing: Peer) -> None:
     robot = Ros2Robot(at(publishing))
 
     def leave(step: int, _: Any) -> None:
-        if step == 10:
+        if step >= 10:  # Steps may be skipped.
             publishing.stop_listening()
 
     result = drive(robot, Scripted(), "reach", LoopConfig(max_steps=1000), on_step=leave)
@@ -365,7 +370,7 @@ def test_a_peer_that_dies_is_a_lost_robot(peer: Peer) -> None:
     thread.start()
 
     def die(step: int, _: Any) -> None:
-        if step == 10:
+        if step >= 10 and alive:  # Steps may be skipped.
             over.set()
             thread.join()
             alive.pop().close()
