@@ -22,7 +22,7 @@ from actlet.protocols import Observation, Policy, Robot
 from runtime.chunk_schedule import ChunkSchedule, DueAction
 from runtime.failsafe import Cause, State
 from runtime.inference import Answer, Inference
-from runtime.journal import Journal
+from runtime.journal import NOT_ASKED, Journal
 from runtime.judge import Judge
 from runtime.limits import CommandLimiter
 from runtime.loop_config import LoopConfig
@@ -85,6 +85,7 @@ class Conversation:
         self._observed_s: dict[int, float] = {}  # Step -> clock, of the observations whose chunks may still be in use.
         self._asked_s: float | None = None  # Since when an answer is awaited, in the loop's time.
         self._bad_in_a_row = 0
+        self._seen_at = -1
         self.waited_s = 0.0
         """Time that was spent waiting for an inline policy; the loop sets it back."""
         self.last_error = ""
@@ -139,6 +140,14 @@ class Conversation:
         self._next_ask = step + (self._timing.horizon if self._config.schedule.rule == "open" else self._replan_steps)
         self._note_observed(step, now_s, observation, "")
         return True
+
+    def look_along(self, step: int, now_s: float) -> None:
+        """Observe for the journal alone, if it wants to see every step; what fails here is found when the policy is asked."""
+        if step > self._seen_at and getattr(self._journal, "every_step", False):
+            try:
+                self._note_observed(step, now_s, self._robot.get_observation(), NOT_ASKED)
+            except Exception:
+                self._statistics.journal_errors += 1
 
     def due(self, step: int) -> DueAction | None:
         """What the schedule has for this step, unless it has outlived its time: by the steps, and by the clock if the loop was held up within one."""
@@ -264,6 +273,7 @@ class Conversation:
         return False
 
     def _note_observed(self, step: int, now_s: float, observation: Observation, refused: str) -> None:
+        self._seen_at = step
         if self._journal is not None:
             try:
                 self._journal.observed(step, now_s, observation, refused)

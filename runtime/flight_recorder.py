@@ -53,10 +53,8 @@ from runtime.record_ring import CONTENT, HEAD, TAIL, Lane
 from runtime.recorder_config import RecorderConfig, RecorderReport, pictures_kept, recording_place
 from runtime.trial import HOME, child_environment
 
-__all__ = ["NOT_ASKED", "FlightRecorder"]
+__all__ = ["FlightRecorder"]
 
-NOT_ASKED = "not asked"
-"""Why the policy was not shown an observation that was taken for the recording alone."""
 _START_TIMEOUT_S, _KILL_TIMEOUT_S = 30.0, 1.0
 _CAUSES = {cause: place for place, cause in enumerate(Cause)}
 

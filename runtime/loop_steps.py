@@ -173,6 +173,7 @@ class LoopSteps:
             self._talk.take(step, self._now(step))
             if self._asks_first:
                 step = self._ask_and_wait(step)
+                self._talk.look_along(step, self._now(step))
                 self._heed_operator()
         self._before = self._limiter
         self._due = self._talk.due(step)
@@ -194,6 +195,8 @@ class LoopSteps:
             self._send(step, None if limited is None else limited.command)
         if not self._asks_first and not self._judge.must_end and self._talk.is_time_to_ask(step):
             self._talk.ask(step, self._now(step), self._before)
+        if not self._asks_first:
+            self._talk.look_along(step, self._now(step))
         if self._on_step is not None and Cause.LOOP_FAULT not in self._judge.active:
             self._on_step(step, self._statistics)
         self._stop_if_over(limited)
@@ -383,7 +386,7 @@ class LoopSteps:
         if self._journal is not None:
             try:
                 self._journal.commanded(
-                    step, step if ticks is None else tick, self._clock(), None if due is None else due.action, sent, self._limited
+                    step, step if ticks is None else tick, self._now(step), None if due is None else due.action, sent, self._limited
                 )
             except Exception:
                 counted.journal_errors += 1

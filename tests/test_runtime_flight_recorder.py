@@ -25,9 +25,10 @@ from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
 from runtime import recorder_config as config_module
 from runtime.failsafe import Cause, State, Verdict
-from runtime.flight_recorder import NOT_ASKED, FlightRecorder
+from runtime.flight_recorder import FlightRecorder
 from runtime.flight_records import Kind
 from runtime.inference import Answer
+from runtime.journal import NOT_ASKED
 from runtime.recorder_config import RecorderConfig, recording_place
 from runtime.recording import Recording, open_recording, recover
 
