@@ -110,8 +110,8 @@ class _Recording:
         document = asked["document"]
         self.spec, self.page = PolicySpec.from_dict(document["spec"]), page
         self.flush_s, pictures = asked["flush_s"], document["pictures"]
-        offset_ns = document["clock"]["utc_ns"] - round(1e9 * document["clock"]["monotonic_s"])
-        self.messages = Messages(self.spec, pictures=pictures, quality=asked["quality"], offset_ns=offset_ns)
+        begun_s, begun_ns = document["clock"]["monotonic_s"], document["clock"]["utc_ns"]
+        self.messages = Messages(self.spec, pictures=pictures, quality=asked["quality"], begun_s=begun_s, begun_ns=begun_ns)
         self.counts = [0] * len(Kind)
         self.disk = _Disk(asked["file"], page)
         self.writer = Writer(self.disk, chunk_size=_ENDLESS, compression=CompressionType.ZSTD)  # type: ignore[arg-type]
@@ -130,7 +130,8 @@ class _Recording:
         self.channels = {topic: self.writer.register_channel(topic, "json", schemas[name]) for topic, name in topics.items()}
         self.bytes, self.since_s = 0, math.inf
         text = f"recording begins: {document['about'].get('instruction') or 'no instruction'}"
-        self._add(self.messages.log(document["clock"]["monotonic_s"], 2, text, 0))
+        self._add(self.messages.log(begun_s, 2, text, 0))
+        self.messages.begin()
 
     def take(self, kind: int, number: int, content: memoryview) -> None:
         """A record of the rings."""
