@@ -13,7 +13,7 @@ import numpy as np
 
 from actlet.specs import PolicySpec
 from runtime.failsafe import Cause, State
-from runtime.flight_records import ANSWERED, JUDGED, NO_CAUSE, NOTED, OBSERVED, PICTURED, RESULT, Kind, commanded_struct
+from runtime.flight_records import ANSWERED, JUDGED, NO_CAUSE, NOTED, OBSERVED, PICTURED, RESULT, TOLD, Kind, commanded_struct
 from runtime.flight_schemas import CAMERA_TOPIC, NOTE_NAME
 
 __all__ = ["Message", "Messages"]
@@ -121,6 +121,8 @@ class Messages:
         text = bytes(content[NOTED.size :]).decode("utf-8", "replace")
         if level == RESULT:
             return [self._message("/result", number, now_s, **json.loads(text))]
+        if level == TOLD:
+            return [self._message("/instruction", number, now_s, text=text)]
         return [self.log(now_s, level, text, number, NOTE_NAME)]
 
     def _pictured(self, content: memoryview, number: int) -> list[Message]:

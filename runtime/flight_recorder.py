@@ -42,6 +42,7 @@ from runtime.flight_records import (
     PAGE_BYTES,
     PICTURED,
     RESULT,
+    TOLD,
     Kind,
     Page,
     command_record,
@@ -224,6 +225,10 @@ class FlightRecorder:
     def note(self, text: str, level: int = 2) -> None:
         """Words for the log; level as foxglove.Log's: 2 info, 3 warning, 4 error."""
         self._put(Kind.NOTED, [NOTED.pack(self._clock(), level), _text(text)])
+
+    def instructed(self, words: str) -> None:
+        """What to do, where that was not known when the recording began."""
+        self._put(Kind.NOTED, [NOTED.pack(self._clock(), TOLD), _text(words)])
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """How the run ended, as plain JSON: `stopped_by`, `message`, `success` and `statistics`; before `close`."""

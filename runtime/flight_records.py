@@ -31,6 +31,7 @@ __all__ = [
     "PAGE_BYTES",
     "PICTURED",
     "RESULT",
+    "TOLD",
     "Kind",
     "Page",
     "command_record",
@@ -42,8 +43,8 @@ OBSERVED, PICTURED, ANSWERED = struct.Struct("<qddII"), struct.Struct("<qdQ"), s
 JUDGED, NOTED = struct.Struct("<qddII"), struct.Struct("<dI")
 NO_CAUSE = 255
 MOST_TEXT = 4096
-RESULT = 100
-"""Level of a note that is the run's result, as JSON; the others are foxglove.Log's: 2 info, 3 warning, 4 error."""
+RESULT, TOLD = 100, 101
+"""Levels of notes that are the run's result, as JSON, and its instruction; the others are foxglove.Log's: 2 info, 3 warning, 4 error."""
 
 
 class Kind(enum.IntEnum):

@@ -60,6 +60,7 @@ from runtime.observer import Observer
 from runtime.opening import is_remote, kind_of, open_policy
 from runtime.real_time import RealTime, take_real_time
 from runtime.signature import TRUSTED_KEYS_HELP, keys_to_trust
+from runtime.watched_run import WatchedRun, add_watch_flags
 
 __all__ = ["SIMULATED_ROBOT", "add_arguments", "load_factory", "make_robot", "run", "run_policy"]
 
@@ -242,6 +243,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
     parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
     add_loop_flags(parser)
+    add_watch_flags(parser)
     parser.epilog = """\
 examples:
   actlet run bundles/int8 --task put --seed 7                       one simulated episode, as fast as possible
@@ -249,6 +251,7 @@ examples:
   actlet run bundles/int8 --robot my_arm:make_robot --instruction "lift the red block"
   actlet run bundles/int8 --robot my_arm:make_robot --command-rate-hz 500 --schedule receding
   actlet run bundles/int8 --robot runtime.robots.lerobot:make_robot --robot-config my_so101.json --instruction "lift the red block"
+  actlet run bundles/int8 --robot my_arm:make_robot --record runs --metrics 9109      recorded for actlet replay, watched by Prometheus
   actlet run ws://10.0.0.2:8000 --task put --seed 7 --realtime      with a policy on another machine
   actlet run bundles/int8 --task put --realtime --least-confidence 0.6 --when-unsure ws://10.0.0.2:8000     edge first, cloud when unsure
 """
@@ -270,29 +273,35 @@ def run(arguments: argparse.Namespace) -> int:
     realtime = arguments.realtime if arguments.realtime is not None else not is_simulated
     config, cloud = loop_config(arguments), cloud_of(arguments)
     priority = (0 if is_simulated or not realtime else _PRIORITY) if arguments.priority is None else arguments.priority
-    policy = _open(arguments, arguments.policy, realtime, priority)
+    policy, unsure = _open(arguments, arguments.policy, realtime, priority), None
     try:
         _require_fit(policy, robot, arguments.robot_config or arguments.robot)
         unsure = _open(arguments, cloud, realtime, priority) if cloud is not None else None
+        episode = {"suite": arguments.suite, "task": arguments.task, "seed": arguments.seed} if is_simulated else {}
+        watched = WatchedRun(arguments, policy, robot, episode)
     except BaseException:
-        if isinstance(policy, InferenceProcess):
-            policy.close()
+        for opened in (policy, unsure):
+            if isinstance(opened, InferenceProcess):
+                opened.close()
         raise
-    if realtime and priority:
-        for refused in take_real_time(RealTime(priority=priority, quiet_collector=True)):
-            print(f"not in real time: {refused}", file=sys.stderr)
-    status = _StatusLine(robot, arguments.instruction, arguments.steps)
-    result = run_policy(
-        policy,
-        robot,
-        arguments.instruction,
-        realtime=realtime,
-        config=config,
-        on_step=status.show,
-        when_unsure=unsure,
-    )
+    with watched:
+        if realtime and priority:
+            for refused in take_real_time(RealTime(priority=priority, quiet_collector=True)):
+                print(f"not in real time: {refused}", file=sys.stderr)
+        status = _StatusLine(robot, arguments.instruction, arguments.steps, watched)
+        result = run_policy(
+            policy,
+            robot,
+            arguments.instruction,
+            realtime=realtime,
+            config=config,
+            on_step=status.show,
+            when_unsure=unsure,
+            journal=watched.journal,
+        )
+        watched.finish(result)
     status.end()
-    for label, value in _rows(robot, result):
+    for label, value in _rows(robot, result) + watched.rows:
         print(f"{label:<18} {value}")
     return _EXIT_CODES.get(result.stopped_by, 1)
 
@@ -330,17 +339,24 @@ def _open(arguments: argparse.Namespace, place: str, realtime: bool, priority: i
 class _StatusLine:
     """One line on stderr that is written over, or written once where stderr is a file."""
 
-    def __init__(self, robot: Robot, instruction: str | None, steps: int | None) -> None:
+    def __init__(self, robot: Robot, instruction: str | None, steps: int | None, watched: WatchedRun) -> None:
         self._robot, self._instruction, self._of = robot, instruction, f" of {steps}" if steps else ""
         self._due_s, self._shown, self._terminal = 0.0, False, sys.stderr.isatty()
+        self._watched, self._before = watched, (time.monotonic(), 0)
 
     def show(self, step: int, statistics: LoopStatistics) -> None:
+        self._watched.step(step, statistics)
         if (self._shown and not self._terminal) or time.monotonic() < self._due_s:
             return
-        self._due_s, self._shown = time.monotonic() + _STATUS_EVERY_S, True
+        now_s, monitor, recorder = time.monotonic(), self._watched.monitor, self._watched.recorder
         words = self._instruction or getattr(self._robot, "instruction", "")
-        line = f"{words!r}: step {step + 1}{self._of}, {statistics.chunks} decisions, {statistics.holds} holds"
-        print(f"\r{line[:110]:<110}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        state = f"{monitor.state.name}{f' ({monitor.cause})' if monitor.cause else ''}"
+        rate = f", {(monitor.commands - self._before[1]) / (now_s - self._before[0]):.0f} commands/s" if self._shown else ""
+        lost = f", {recorder.dropped} records lost" if recorder is not None and recorder.dropped else ""
+        lost += ", NOT RECORDED" if recorder is not None and not recorder.is_writing else ""
+        self._due_s, self._shown, self._before = now_s + _STATUS_EVERY_S, True, (now_s, monitor.commands)
+        line = f"{words!r}: step {step + 1}{self._of}, {state}{rate}, {statistics.chunks} decisions, {statistics.holds} holds{lost}"
+        print(f"\r{line[:140]:<140}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         if self._shown and self._terminal:
