@@ -8,7 +8,6 @@ decision  how long each took
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -246,14 +245,15 @@ def _draw_flag(axes: Axes, run: Recording, times: Sequence[float], end: float, i
 
 
 def _draw_decisions(axes: Axes, run: Recording) -> None:
-    rate_hz, top = run.spec.timing.rate_hz, 0.0
-    for verdict, rows in itertools.groupby(sorted(run.answers, key=lambda row: row.verdict), key=lambda row: row.verdict):
-        found = [(row.observed_at / rate_hz, 1e3 * max(0.0, row.finished_s - row.submitted_s)) for row in rows]
-        x, y = zip(*found, strict=True)
-        axes.vlines(x, 0, y, color=_ANSWERS.get(verdict, _MUTED), linewidth=1.2, alpha=0.8)
-        top = max(top, *y)
-    axes.set_ylim(0, 1.15 * top or 1.0)
-    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(3))
+    rate_hz = run.spec.timing.rate_hz
+    for verdict in dict.fromkeys(row.verdict for row in run.answers):
+        rows = [row for row in run.answers if row.verdict == verdict and row.finished_s > row.submitted_s]
+        x, y = [row.observed_at / rate_hz for row in rows], [1e3 * (row.finished_s - row.submitted_s) for row in rows]
+        axes.plot(x, y, "o", color=_ANSWERS.get(verdict, _MUTED), markersize=3.2, markeredgewidth=0, clip_on=False)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.margins(y=0.15)
     _name(axes, "decision [ms]")
 
 
