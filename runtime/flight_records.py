@@ -22,6 +22,7 @@ from runtime.record_ring import HEAD, Lane
 
 __all__ = [
     "ANSWERED",
+    "CLOSING",
     "JUDGED",
     "LANE_OF",
     "MOST_TEXT",
@@ -42,6 +43,8 @@ __all__ = [
 OBSERVED, PICTURED, ANSWERED = struct.Struct("<qddII"), struct.Struct("<qdQ"), struct.Struct("<qqdddII")
 JUDGED, NOTED = struct.Struct("<qddII"), struct.Struct("<dI")
 NO_CAUSE = 255
+CLOSING = b"c"
+"""What the writer is told before its pipe is closed by somebody who waits for it; nothing, where the control process died."""
 MOST_TEXT = 4096
 RESULT, TOLD = 100, 101
 """Levels of notes that are the run's result, as JSON, and its instruction; the others are foxglove.Log's: 2 info, 3 warning, 4 error."""

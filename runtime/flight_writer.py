@@ -23,7 +23,7 @@ from typing import Any
 
 from actlet.specs import PolicySpec
 from runtime.flight_messages import Message, Messages
-from runtime.flight_records import LANE_OF, PAGE_BYTES, Kind, Page
+from runtime.flight_records import CLOSING, LANE_OF, PAGE_BYTES, Kind, Page
 from runtime.flight_schemas import CAMERA_TOPIC, PICTURE_SCHEMAS, SCHEMAS, TOPICS
 from runtime.record_ring import Lane
 
@@ -32,6 +32,8 @@ __all__ = ["SCHEMA_VERSION"]
 SCHEMA_VERSION = 1
 _NICENESS = 10
 _POLL_S, _PAUSE_S, _RETRY_S = 0.01, 0.001, 0.2
+_ORPHAN_PATIENCE_S = 60.0
+"""With the disk, where the control process died: nobody waits for the end then."""
 _CHUNK_BYTES = 1 << 20
 _PICTURES_A_ROUND = 8
 """Pictures that are encoded before the other lanes are looked at again."""
@@ -206,7 +208,7 @@ def _wait(parent: int, wait_s: float, end_s: float, patience_s: float) -> float:
     if end_s < math.inf:
         time.sleep(wait_s)
     elif select.select([parent], [], [], wait_s)[0]:
-        return time.monotonic() + patience_s
+        return time.monotonic() + (patience_s if os.read(parent, 1) == CLOSING else _ORPHAN_PATIENCE_S)
     return end_s
 
 

@@ -163,6 +163,14 @@ def test_a_command_that_is_none_raises_and_harms_nothing(recorder: FlightRecorde
     _require_exact(recorder, run)
 
 
+def test_after_the_end_nothing_can_be_told(recorder: FlightRecorder) -> None:
+    """Closing twice does nothing; what is told too late is refused, with the way to tell it in time."""
+    recorder.close()
+    recorder.close()
+    with pytest.raises(CallerError, match=r"the recording is closed.*Journals\(recorder\)"):
+        recorder.finish({"stopped_by": "steps"})
+
+
 @pytest.mark.parametrize("pictures", ["jpeg", "png", "raw", "none"])
 def test_foxglove_finds_what_it_knows(tmp_path: Path, tiny_spec: PolicySpec, pictures: str) -> None:
     """Well-known schemas by their names, JSON messages, base64 pictures, an index; and our own reader decodes them."""
