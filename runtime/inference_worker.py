@@ -18,6 +18,7 @@ import time
 
 from actlet.errors import ActletError
 from actlet.protocols import Policy
+from runtime.access import RemoteAccess
 from runtime.mailbox import Mailbox
 from runtime.messages import most_bytes, pack_answer, unpack_question
 from runtime.opening import open_policy
@@ -57,6 +58,10 @@ class WorkerConfig:
     trusted_keys: str | None = None
     priority: int | None = None
     """SCHED_FIFO priority, None for none."""
+    token_file: str | None = None
+    tls_ca: str | None = None
+    """For a policy elsewhere, as `runtime.access.RemoteAccess.of` takes them."""
+    answer_timeout_s: float | None = 2.0
 
 
 def main() -> int:
@@ -65,7 +70,14 @@ def main() -> int:
     config, shared = WorkerConfig(**asked["config"]), Shared(**asked["shared"])
     said, take_over, parent = asked["said"], asked["take_over"], asked["parent"]
     try:
-        policy = open_policy(config.policy, config.threads, trusted_keys=config.trusted_keys, backend=config.backend)
+        policy = open_policy(
+            config.policy,
+            config.threads,
+            trusted_keys=config.trusted_keys,
+            backend=config.backend,
+            access=RemoteAccess.of(config.token_file, config.tls_ca) if config.token_file or config.tls_ca else None,
+            answer_timeout_s=config.answer_timeout_s,
+        )
         take_real_time(RealTime(priority=config.priority, lock_memory=False))  # After its threads were made: they stay ordinary ones.
     except ActletError as error:
         os.write(said, json.dumps({"error": str(error)}).encode() + b"\n")

@@ -46,6 +46,7 @@ from typing import Any
 from actlet.errors import CallerError, SpecError, UnknownNameError
 from actlet.protocols import Policy, Robot
 from actlet.specs import require_same
+from runtime.access import TLS_CA_HELP, TOKEN_HELP, RemoteAccess
 from runtime.backends import add_backend
 from runtime.control_loop import LoopConfig, LoopResult, drive
 from runtime.edge_first import EdgeFirst
@@ -57,15 +58,19 @@ from runtime.journal import Journal
 from runtime.loop_flags import add_loop_flags, cloud_of, loop_config
 from runtime.loop_statistics import LoopStatistics
 from runtime.observer import Observer
-from runtime.opening import is_remote, kind_of, open_policy
+from runtime.opening import is_elsewhere, open_policy
 from runtime.real_time import RealTime, take_real_time
 from runtime.signature import TRUSTED_KEYS_HELP, keys_to_trust
+from runtime.supervisor import SupervisorConfig
 from runtime.watched_run import WatchedRun, add_watch_flags
 
 __all__ = ["SIMULATED_ROBOT", "add_arguments", "load_factory", "make_robot", "run", "run_policy"]
 
 SIMULATED_ROBOT = "episodes.simulated_robot:make_robot"
 _STATUS_EVERY_S, _PRIORITY = 0.2, 80
+_ELSEWHERE = SupervisorConfig(
+    standby=False, hang_s=10.0
+)  # A policy elsewhere has deadlines of its own, and a standby would take a place at its server.
 _EXIT_CODES = {"steps": 0, "done": 0, "terminate": 0, "interrupted": 130}  # The others: 1.
 
 
@@ -242,6 +247,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of inference (default: 1)")
     add_backend(parser)
     parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
+    parser.add_argument("--token-file", type=Path, metavar="PATH", help=f"for a policy elsewhere: {TOKEN_HELP}")
+    parser.add_argument("--tls-ca", type=Path, metavar="PEM", help=f"for wss:// and https://: {TLS_CA_HELP}")
+    parser.add_argument(
+        "--answer-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="longest wait for an answer by ws:// (default: 2; in real time as long as it is of use, by the largest delay that the policy was made for)",
+    )
     add_loop_flags(parser)
     add_watch_flags(parser)
     parser.epilog = """\
@@ -254,13 +267,15 @@ examples:
   actlet run bundles/int8 --robot my_arm:make_robot --record runs --metrics 9109      recorded for actlet replay, watched by Prometheus
   actlet run ws://10.0.0.2:8000 --task put --seed 7 --realtime      with a policy on another machine
   actlet run bundles/int8 --task put --realtime --least-confidence 0.6 --when-unsure ws://10.0.0.2:8000     edge first, cloud when unsure
+  actlet run wss://gpu.lan:8000 --tls-ca ca.pem --token-file token --hold-s 5 --robot my_arm:make_robot --instruction "lift the red block"
 """
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `run`."""
-    if not is_remote(arguments.policy):
-        kind_of(arguments.policy)  # First: a wrong path should not take a simulator's start to be seen.
+    access = _access(arguments, arguments.policy)  # First: a wrong path should not take a simulator's start to be seen.
+    if arguments.answer_timeout is not None and not 0 < arguments.answer_timeout < math.inf:
+        raise CallerError(f"--answer-timeout {arguments.answer_timeout}: expected seconds above 0.")
     options = {} if arguments.robot_config is None else {"robot_config": arguments.robot_config}
     robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed, **options)
     is_simulated = getattr(robot, "virtual_time", False)
@@ -273,10 +288,10 @@ def run(arguments: argparse.Namespace) -> int:
     realtime = arguments.realtime if arguments.realtime is not None else not is_simulated
     config, cloud = loop_config(arguments), cloud_of(arguments)
     priority = (0 if is_simulated or not realtime else _PRIORITY) if arguments.priority is None else arguments.priority
-    policy, unsure = _open(arguments, arguments.policy, realtime, priority), None
+    policy, unsure = _open(arguments, arguments.policy, realtime, priority, access), None
     try:
         _require_fit(policy, robot, arguments.robot_config or arguments.robot)
-        unsure = _open(arguments, cloud, realtime, priority) if cloud is not None else None
+        unsure = _open(arguments, cloud, realtime, priority, _access(arguments, cloud)) if cloud is not None else None
         episode = {"suite": arguments.suite, "task": arguments.task, "seed": arguments.seed} if is_simulated else {}
         watched = WatchedRun(arguments, policy, robot, episode)
     except BaseException:
@@ -321,10 +336,30 @@ def _require_fit(policy: Policy | InferenceProcess, robot: Robot, place: object)
         raise SpecError(f"{error} Nothing moved. Correct what {place} says of the robot, or use a policy that was made for it.") from error
 
 
-def _open(arguments: argparse.Namespace, place: str, realtime: bool, priority: int) -> Policy | InferenceProcess:
-    """The policy, here or in processes of its own."""
+def _access(arguments: argparse.Namespace, place: str) -> RemoteAccess | None:
+    """How a policy elsewhere is reached, None for one that is here."""
+    if not is_elsewhere(place):
+        return None
+    access = RemoteAccess.of(arguments.token_file, arguments.tls_ca)
+    if remark := access.remark(place):
+        print(remark, file=sys.stderr)
+    return access
+
+
+def _open(
+    arguments: argparse.Namespace, place: str, realtime: bool, priority: int, access: RemoteAccess | None
+) -> Policy | InferenceProcess:
+    """The policy, here or in processes of its own; `access` for one that is elsewhere."""
+    answer_timeout_s = arguments.answer_timeout if arguments.answer_timeout is not None or realtime else 2.0
     if not realtime or arguments.inference == "thread" or (arguments.inference is None and not sys.platform.startswith("linux")):
-        return open_policy(place, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend)
+        return open_policy(
+            place,
+            arguments.threads,
+            trusted_keys=arguments.trusted_keys,
+            backend=arguments.backend,
+            access=access,
+            answer_timeout_s=answer_timeout_s,
+        )
     keys = keys_to_trust(arguments.trusted_keys)
     worker = WorkerConfig(
         policy=place,
@@ -332,8 +367,11 @@ def _open(arguments: argparse.Namespace, place: str, realtime: bool, priority: i
         backend=arguments.backend,
         trusted_keys=None if keys is None else str(keys.absolute()),
         priority=max(1, priority // 2) if priority else None,  # Below the loop's, above everything else's.
+        token_file=None if arguments.token_file is None else str(arguments.token_file.absolute()),
+        tls_ca=None if arguments.tls_ca is None else str(arguments.tls_ca.absolute()),
+        answer_timeout_s=answer_timeout_s,
     )
-    return InferenceProcess(place, worker=worker)
+    return InferenceProcess(place, worker=worker, supervisor=_ELSEWHERE if access is not None else None)
 
 
 class _StatusLine:
