@@ -13,10 +13,6 @@ so that a robot that stands still goes on within a second after a network that w
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import ssl
-import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -24,10 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from actlet.errors import ActletError, CallerError, MissingExtraError, RemoteError, SpecError
+from actlet.errors import ActletError, RemoteError, SpecError
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec, require_same
-from runtime.access import TOKEN_VARIABLE, RemoteAccess
+from runtime.access import RemoteAccess
+from runtime.websocket_line import WebsocketLine
 from runtime.wires.openpi import ObservationKeys, pack, unpack
 
 __all__ = ["METADATA_KEY", "SEQUENCE_KEY", "RemotePolicy", "read_floats", "useful_delay_s"]
@@ -41,7 +38,6 @@ _LARGEST_FRAME = 4 * 2**20  # A chunk is some kilobytes; LeRobot's and gRPC's li
 _RECONNECT_S, _RECONNECT_FACTOR = 0.5, 4.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 0.25
 _SHORTEST_DEADLINE_S, _LONGEST_DEADLINE_S = 0.25, 2.0
-_CLOSE_TIMEOUT_S = 0.2  # a server that hangs does not say goodbye either
 
 
 class RemotePolicy:
@@ -81,8 +77,7 @@ class RemotePolicy:
         """Action values outside the specification's limits so far; each was set to the limit."""
         self.server_timing: dict[str, Any] = {}
         """What the server said of its last answer, as in ``infer_ms`` and ``batch``; empty where it says nothing."""
-        self._connection: Any = None
-        self._open = contextlib.ExitStack()
+        self._line: WebsocketLine | None = None
         self._wanted = spec
         self._sequence, self._failures, self._not_before_s = 0, 0, 0.0
         started = time.monotonic()
@@ -116,9 +111,12 @@ class RemotePolicy:
 
     def close(self) -> None:
         """Close the connection; the next question makes a new one."""
-        self._connection = None
-        with contextlib.suppress(Exception):  # It is given up; that it does not say goodbye changes nothing.
-            self._open.close()
+        self._end(politely=True)
+
+    def _end(self, *, politely: bool = False) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.close() if politely else line.close(within_s=0.0)
 
     def __enter__(self) -> RemotePolicy:
         return self
@@ -153,107 +151,64 @@ class RemotePolicy:
         return answer
 
     def _exchange(self, message: dict[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
-        if self._connection is not None and self._has_ended():
-            self.close()
-        if self._connection is None:
+        if self._line is not None:
+            try:
+                if self._line.has_ended():
+                    self._end()
+            except RemoteError as error:  # It would be taken for the answer to the question that follows.
+                self._end()
+                raise RemoteError(f"{self.url}: {error}") from error
+        if self._line is None:
             if (wait_s := self._not_before_s - time.monotonic()) > 0:
                 raise _NotYet(f"{self.url}: not connected; the next try is in {wait_s:.2f} s.")
             self.metadata = self._connect(self.reconnect_timeout_s)
+        line = self._line
+        assert line is not None
         self._sequence += 1
         if _own(self.metadata).get(SEQUENCE_KEY) is True:
             message = {**message, SEQUENCE_KEY: self._sequence}
         started = time.monotonic()
         try:
-            self._connection.send(pack(message))
-            answer = unpack(self._connection.recv(timeout=self.answer_timeout_s))
-            if answer.get(SEQUENCE_KEY) != message.get(SEQUENCE_KEY):
+            line.send(pack(message), self.answer_timeout_s)
+            answer = unpack(line.recv(self.answer_timeout_s))
+            if SEQUENCE_KEY in message and answer.get(SEQUENCE_KEY) != self._sequence:
                 raise RemoteError(
-                    f"the answer has the {SEQUENCE_KEY} {answer.get(SEQUENCE_KEY)!r:.40}, expected {message.get(SEQUENCE_KEY)}: "
+                    f"the answer has the {SEQUENCE_KEY} {answer.get(SEQUENCE_KEY)!r:.40}, expected {self._sequence}: "
                     "it belongs to another question."
                 )
             timing = answer.get("server_timing")
             self.server_timing = timing if isinstance(timing, dict) else {}
             return read(answer)
         except TimeoutError as error:
-            self.close()
+            self._end()
             raise RemoteError(f"{self.url}: no answer within {self.answer_timeout_s:g} s; the connection is closed.") from error
         except ActletError as error:
-            self.close()
+            self._end()
             raise RemoteError(f"{self.url}: {error}") from error
         except Exception as error:  # websockets' own types, and the operating system's
-            self.close()
+            self._end()
             spent = time.monotonic() - started
             raise RemoteError(f"{self.url}: the connection was lost after {spent:.1f} s ({type(error).__name__}: {error}).") from error
         except BaseException:  # Ctrl-C: the answer that is on its way must not become the next question's.
-            self.close()
+            self._end()
             raise
-
-    def _has_ended(self) -> bool:
-        """Whether the server closed the connection while nothing was asked, as it does after a pause. A frame that is here before the question
-        would be taken for its answer, and is refused."""
-        from websockets.exceptions import ConnectionClosed
-
-        try:
-            self._connection.recv(timeout=0)
-        except TimeoutError:
-            return False
-        except ConnectionClosed:
-            return True
-        self.close()
-        raise RemoteError(f"{self.url}: the server sent a frame that nothing was asked for; the connection is closed.")
 
     def _connect(self, timeout_s: float) -> dict[str, Any]:
-        try:
-            from websockets.sync.client import connect
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("websockets", "remote", "a policy over the network") from error
         deadline = time.monotonic() + timeout_s
+        self._line = line = WebsocketLine(self.url, self.access, timeout_s=timeout_s, largest_frame=self.largest_frame)
         try:
-            connection = self._open.enter_context(
-                connect(
-                    self.url,
-                    compression=None,
-                    max_size=self.largest_frame,
-                    max_queue=1,
-                    additional_headers=self.access.headers,
-                    ssl=self.access.context() if self.url.startswith("wss:") else None,
-                    open_timeout=timeout_s,
-                    close_timeout=_CLOSE_TIMEOUT_S,
-                    proxy=None,
-                )
-            )
-        except CallerError:
-            raise
-        except ssl.SSLCertVerificationError as error:
-            raise CallerError(
-                f"{self.url}: its certificate is not believed ({error.verify_message}). Give the certificate of its authority with --tls-ca, and "
-                "ask by a name that the certificate has."
-            ) from error
-        except Exception as error:
-            if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
-                given = "another token than the server's" if self.access.token else "no token"
-                raise CallerError(
-                    f"{self.url}: refused, {given} was given. Give the server's with --token-file, or in {TOKEN_VARIABLE}."
-                ) from error
-            what = str(error) or type(error).__name__
-            raise RemoteError(f"{self.url} cannot be reached: {what}. Is the server running, as in: actlet serve bundles/int8 ?") from error
-        self._connection = connection
-        # Sending, too, must end: a server that stops reading fills the socket's buffer, and a large frame would wait for ever.
-        with contextlib.suppress(OSError):  # Closed by the server already: receiving says why.
-            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.answer_timeout_s))
-        try:
-            metadata = unpack(connection.recv(timeout=max(0.0, deadline - time.monotonic())))
+            metadata = unpack(line.recv(max(0.0, deadline - time.monotonic())))
             theirs = _spec_in(metadata, self.url)
             if self._wanted is not None and theirs is not None:
                 require_same(self._wanted, theirs, what=f"the robot and the policy at {self.url}")
         except TimeoutError as error:
-            self.close()
+            self._end()
             raise RemoteError(f"{self.url}: connected, but no metadata within {timeout_s:g} s; is it an openpi server?") from error
         except ActletError:
-            self.close()
+            self._end()
             raise
         except Exception as error:
-            self.close()
+            self._end()
             raise RemoteError(f"{self.url}: the connection was lost before any metadata ({type(error).__name__}: {error}).") from error
         if self._wanted is None:
             self._wanted = theirs  # A server that is another one after a lost connection is refused.
@@ -276,11 +231,6 @@ def useful_delay_s(spec: PolicySpec) -> float:
     """How long an answer is worth waiting for in real time: until it would be later than the policy was made for, 0.25 .. 2 s."""
     timing = spec.timing
     return min(max((timing.max_delay_steps + 1) / timing.rate_hz, _SHORTEST_DEADLINE_S), _LONGEST_DEADLINE_S)
-
-
-def _timeval(seconds: float) -> bytes:
-    whole = int(seconds)
-    return struct.pack("ll", whole, max(1, int((seconds - whole) * 1e6)))
 
 
 def _own(metadata: dict[str, Any]) -> dict[str, Any]:

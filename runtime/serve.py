@@ -196,9 +196,6 @@ class PolicyServer(BackgroundService):
             question = Question(
                 observation, instruction, bool(message.get(DISTRIBUTION_KEY, False)), asyncio.get_running_loop().create_future()
             )
-            sequence = message.get(SEQUENCE_KEY, 0)
-            if type(sequence) is not int or not 0 <= sequence < 2**63:
-                raise CallerError(f"{SEQUENCE_KEY!r} is {sequence!r:.40}: expected a whole number of 0 or more.")
             if question.distribution and self.teacher is None:
                 raise CallerError(f"{type(self.policy).__name__} answers with actions alone: only a teacher gives distributions.")
             self._waiting.put_nowait(question)
@@ -211,7 +208,7 @@ class PolicyServer(BackgroundService):
         answer = {"actions": chunk.actions, "confidence": chunk.confidence} if isinstance(chunk, ActionChunk) else {DISTRIBUTION_KEY: chunk}
         return {
             **answer,
-            **({SEQUENCE_KEY: message[SEQUENCE_KEY]} if SEQUENCE_KEY in message else {}),
+            **({SEQUENCE_KEY: message[SEQUENCE_KEY]} if isinstance(message.get(SEQUENCE_KEY), int) else {}),
             "state": observation.state,
             "policy_timing": {"infer_ms": answered.infer_ms},
             "server_timing": {"infer_ms": answered.infer_ms, "batch": answered.batch},
