@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import pickle
 import random
 import sys
 import time
@@ -31,9 +32,10 @@ from benchmarks.machine import describe_machine, describe_versions
 from runtime.control_loop import LoopConfig, drive
 from runtime.inference import Answer
 from runtime.messages import pack_answer, unpack_answer
-from runtime.wires import openpi, openvla_rest
+from runtime.wires import lerobot, openpi, openvla_rest
+from runtime.wires.pickles import read_pickle
 
-__all__ = ["FAULTS", "fuzz", "inject"]
+__all__ = ["FAULTS", "damage", "fuzz", "inject"]
 
 SPEC = PolicySpec(
     observation=ObservationSpec(
@@ -261,7 +263,8 @@ def inject(events: int, classes: Sequence[str], seed: int = 0) -> dict[str, Any]
     return total | {"ends": dict(ends)}
 
 
-def _damage(message: bytes, rng: random.Random) -> bytes:
+def damage(message: bytes, rng: random.Random) -> bytes:
+    """A message with one to four bits flipped, bytes lost, put in, doubled or set."""
     data = bytearray(message)
     for _ in range(rng.randint(1, 4)):
         what, place = rng.randrange(5), rng.randrange(len(data) + 1)
@@ -285,6 +288,12 @@ class _Nothing(Exception):
     """What a decoder that raises nothing declares."""
 
 
+def _lerobot_pickle(shown: dict[str, Any]) -> bytes:
+    """A TimedObservation as LeRobot's Python writes it: its fields by pickle itself, around them its class."""
+    fields = pickle.dumps({"timestamp": 1.5, "timestep": 3, "observation": shown, "must_go": True}, protocol=4)
+    return b"\x80\x04clerobot.async_inference.helpers\nTimedObservation\n)\x81" + fields[2:-1] + b"b."
+
+
 def _messages() -> dict[str, tuple[bytes, Callable[[bytes], Any], type[Exception]]]:
     """Decoder -> a message, what reads it, and the error that it declares."""
     chunk = np.linspace(-1, 1, 32, dtype=np.float32).reshape(8, 4)
@@ -296,7 +305,16 @@ def _messages() -> dict[str, tuple[bytes, Callable[[bytes], Any], type[Exception
     question: Any = type("Question", (), {"step": 3, "submitted_s": 1.0})()
     answer = b"".join(pack_answer(7, question, 2.0, ActionChunk(chunk, np.ones(8, np.float32))))
     rest = openvla_rest.pack({"actions": chunk, "image": np.zeros((4, 4, 3), np.uint8), "instruction": "put"})
+    shown = {"x": 1.0, "y.pos": np.float32(2), "front": np.zeros((4, 4, 3), np.uint8), "task": "put"}
+    safe = lerobot.TimedObservation(timestamp=1.5, timestep=3, must_go=True, values={**shown, "y.pos": 2.0}).pack()
+    moved = lerobot.TimedActions(timesteps=list(range(8)), timestamps=[0.1] * 8, actions=chunk)
     return {
+        "LeRobot observation": (safe, lerobot.read_observation, RemoteError),
+        "LeRobot observation, pickle": (_lerobot_pickle(shown), lambda data: lerobot.read_observation(data, pickles=True), RemoteError),
+        "LeRobot tensors, pickle": (moved.pack(pickled=True), read_pickle, RemoteError),
+        "LeRobot setup": (lerobot.PolicySetup.of(SPEC.observation, 8).pack(), lerobot.read_setup, RemoteError),
+        "LeRobot answer": (moved.pack(), lambda data: lerobot.read_actions(data, 4), RemoteError),
+        "LeRobot piece": (next(lerobot.pieces(safe)), lerobot.read_piece, RemoteError),
         "openpi observation": (openpi.pack(seen), openpi.unpack, RemoteError),
         "openpi answer": (openpi.pack({"actions": chunk, "policy_timing": {"infer_ms": 3.0}}), openpi.unpack, RemoteError),
         "OpenVLA REST": (rest, openvla_rest.unpack, RemoteError),
@@ -311,7 +329,7 @@ def fuzz(messages: int, seed: int = 0) -> list[dict[str, Any]]:
         rng, counts = random.Random(seed), collections.Counter[str]()
         first: list[str] = []
         for _ in range(messages):
-            damaged = _damage(message, rng)
+            damaged = damage(message, rng)
             try:
                 read(damaged)
                 counts["read"] += 1

@@ -26,7 +26,10 @@ _CHECKPOINTS = {
     "foreign_teacher": ("distill.foreign_teacher", "load_foreign_teacher"),
     "openvla_teacher": ("distill.openvla", "load_openvla"),
 }
-_FILES = {"rest_policy": ("runtime.rest_policy", "open_rest_policy")}
+_FILES = {
+    "rest_policy": ("runtime.rest_policy", "open_rest_policy"),
+    "lerobot_policy": ("runtime.lerobot_policy", "open_lerobot_policy"),
+}
 _DESCRIPTION = "actlet_teacher.json"  # In the folder of a checkpoint that is not actlet's own; says its kind.
 
 
@@ -45,7 +48,7 @@ def is_elsewhere(path: str | Path) -> bool:
 
 
 def kind_of(path: str | Path) -> str:
-    """ "bundle", "student", "teacher", for checkpoints of others "foreign_teacher" or "openvla_teacher", or "rest_policy" for a file.
+    """ "bundle", "student", "teacher", for checkpoints of others "foreign_teacher" or "openvla_teacher", or "rest_policy" or "lerobot_policy" for a file.
 
     Raises:
         CallerError: The folder is none of these.

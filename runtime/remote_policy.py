@@ -5,10 +5,8 @@ hangs is given up after a time that the caller sets; since openpi numbers neithe
 closed, so that a late answer can never be taken for the next one, and made anew at the next question. An `actlet serve` says the number
 of the question with its answer as well.
 
-    lost       ─▶ the next question connects anew, within the longer of 0.5 s and four times what the first connection took
-    lost again ─▶ no attempt for 0.05 s, then 0.1, 0.2, at most 0.25 s: questions meanwhile fail at once
-
-so that a robot that stands still goes on within a second after a network that was cut or stalled is there again.
+A connection is made anew within the longer of 0.5 s and four times what the first one took, at once or after a pause (`runtime.retry_gate`): a robot that stands
+still goes on within a second after a network that was cut or stalled is there again.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from actlet.errors import ActletError, RemoteError, SpecError
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec, require_same
 from runtime.access import RemoteAccess
+from runtime.retry_gate import RetryGate, TooEarlyError
 from runtime.websocket_line import WebsocketLine
 from runtime.wires.openpi import ObservationKeys, pack, unpack
 
@@ -36,7 +35,6 @@ SEQUENCE_KEY = "sequence"
 """In the metadata's part of actlet, True: a question may have a number under this key, and the answer has the same."""
 _LARGEST_FRAME = 4 * 2**20  # A chunk is some kilobytes; LeRobot's and gRPC's limit.
 _RECONNECT_S, _RECONNECT_FACTOR = 0.5, 4.0
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 0.25
 _SHORTEST_DEADLINE_S, _LONGEST_DEADLINE_S = 0.25, 2.0
 
 
@@ -79,7 +77,7 @@ class RemotePolicy:
         """What the server said of its last answer, as in ``infer_ms`` and ``batch``; empty where it says nothing."""
         self._line: WebsocketLine | None = None
         self._wanted = spec
-        self._sequence, self._failures, self._not_before_s = 0, 0, 0.0
+        self._sequence, self._gate = 0, RetryGate()
         started = time.monotonic()
         self.metadata = self._connect(connect_timeout_s)
         self.reconnect_timeout_s = min(connect_timeout_s, max(_RECONNECT_S, _RECONNECT_FACTOR * (time.monotonic() - started)))
@@ -140,14 +138,12 @@ class RemotePolicy:
         message = {**self.keys.message(observation, instruction), **more}
         try:
             answer = self._exchange(message, read)
-        except _NotYet:
+        except TooEarlyError:
             raise
         except BaseException:
-            self._failures += 1
-            wait_s = 0.0 if self._failures < 2 else min(_FIRST_WAIT_S * 2.0 ** min(self._failures - 2, 8), _LONGEST_WAIT_S)
-            self._not_before_s = time.monotonic() + wait_s
+            self._gate.failed()
             raise
-        self._failures = 0
+        self._gate.succeeded()
         return answer
 
     def _exchange(self, message: dict[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
@@ -159,8 +155,7 @@ class RemotePolicy:
                 self._end()
                 raise RemoteError(f"{self.url}: {error}") from error
         if self._line is None:
-            if (wait_s := self._not_before_s - time.monotonic()) > 0:
-                raise _NotYet(f"{self.url}: not connected; the next try is in {wait_s:.2f} s.")
+            self._gate.require_open(self.url)
             self.metadata = self._connect(self.reconnect_timeout_s)
         line = self._line
         assert line is not None
@@ -221,10 +216,6 @@ class RemotePolicy:
         inside = np.clip(actions, np.asarray(self.spec.action.low, np.float32), np.asarray(self.spec.action.high, np.float32))
         self.clipped += int((inside != actions).sum())
         return ActionChunk(actions=inside, confidence=np.clip(confidence, 0.0, 1.0))
-
-
-class _NotYet(RemoteError):
-    """No attempt was made: it is too early for the next one."""
 
 
 def useful_delay_s(spec: PolicySpec) -> float:

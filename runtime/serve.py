@@ -49,6 +49,7 @@ __all__ = ["PolicyServer", "ServerConfig", "add_arguments", "run"]
 
 _STATUS_EVERY_S = 10.0
 _CLOSE_ERROR, _CLOSE_FULL = 1011, 1013
+_LEROBOT_PORT = 8080
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +239,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     defaults = ServerConfig()
     parser.add_argument("--host", default=defaults.host, help=f"address to serve on; 0.0.0.0 for the network (default: {defaults.host})")
-    parser.add_argument("--port", type=int, default=defaults.port, help=f"port, 0 for any free one (default: {defaults.port})")
+    parser.add_argument("--port", type=int, help=f"port, 0 for any free one (default: {defaults.port}, for LeRobot {_LEROBOT_PORT})")
     parser.add_argument(
         "--largest-batch", type=int, default=defaults.largest_batch, help=f"questions answered at once (default: {defaults.largest_batch})"
     )
@@ -250,7 +251,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of the policy (default: 1)")
     add_backend(parser)
     parser.add_argument(
-        "--wire", choices=("openpi", "act"), default="openpi", help="openpi's websocket, or OpenVLA's POST /act (default: openpi)"
+        "--wire",
+        choices=("openpi", "act", "lerobot"),
+        default="openpi",
+        help="openpi's websocket, OpenVLA's POST /act, or LeRobot's asynchronous inference over gRPC (default: openpi)",
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="with --wire lerobot: read the pickles that LeRobot's own client sends, without running what is in them (default: refuse them)",
     )
     parser.epilog = """\
 examples:
@@ -258,6 +267,7 @@ examples:
   actlet serve bundles/int8 --host 0.0.0.0 --tls-certificate cert.pem --tls-key key.pem --token-file token
                                                   a bundle, for the robots of this network that know the token
   actlet serve bundles/int8 --wire act --port 8777  for clients of OpenVLA's and OFT's servers, see runtime/rest_server.py
+  actlet serve bundles/act --wire lerobot --allow-pickle    for LeRobot's own robot_client, see runtime/lerobot_server.py
   curl http://127.0.0.1:8000/healthz              is it up?
   actlet run ws://10.0.0.2:8000 --task put        drive the simulated arm with a policy on another machine
   actlet distill --teacher ws://10.0.0.2:8000 --data data/table --out checkpoints/student       label with a teacher there
@@ -266,9 +276,10 @@ examples:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `serve`."""
-    config = ServerConfig(
-        host=arguments.host, port=arguments.port, largest_batch=arguments.largest_batch, connections=arguments.connections
-    )
+    port = arguments.port if arguments.port is not None else _LEROBOT_PORT if arguments.wire == "lerobot" else ServerConfig.port
+    if arguments.allow_pickle and arguments.wire != "lerobot":
+        raise CallerError(f"--allow-pickle with --wire {arguments.wire}: only --wire lerobot has pickles; leave it out.")
+    config = ServerConfig(host=arguments.host, port=port, largest_batch=arguments.largest_batch, connections=arguments.connections)
     access = ServerAccess(token=read_token(arguments.token_file), certificate=arguments.tls_certificate, key=arguments.tls_key)
     access.context()  # First: a key that cannot be read should not take a teacher's start to be seen.
     teachers = importlib.import_module("distill")
@@ -278,6 +289,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(remark, file=sys.stderr, flush=True)
     if arguments.wire == "act":
         return _serve_rest(policy, config, access, str(folder))
+    if arguments.wire == "lerobot":
+        from runtime.lerobot_server import LeRobotServer
+
+        lerobot = LeRobotServer(policy, host=config.host, port=config.port, access=access, allow_pickle=arguments.allow_pickle)
+        return asyncio.run(_serve_until_signalled(lerobot, str(folder)))
     return asyncio.run(_serve_until_signalled(PolicyServer(policy, config, access=access), str(folder)))
 
 

