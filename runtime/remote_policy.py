@@ -5,12 +5,13 @@ hangs is given up after a time that the caller sets; since openpi numbers neithe
 closed, so that a late answer can never be taken for the next one, and made anew at the next question. An `actlet serve` says the number
 of the question with its answer as well.
 
-A connection is made anew within the longer of 0.5 s and four times what the first one took, at once or after a pause (`runtime.retry_gate`): a robot that stands
+A connection is made anew within the longer of 0.5 s and four times what the fastest one so far took, at once or after a pause (`runtime.retry_gate`): a robot that stands
 still goes on within a second after a network that was cut or stalled is there again.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -78,10 +79,11 @@ class RemotePolicy:
         self._line: WebsocketLine | None = None
         self._wanted = spec
         self._sequence, self._gate = 0, RetryGate()
-        started = time.monotonic()
-        self.metadata = self._connect(connect_timeout_s)
-        self.reconnect_timeout_s = min(connect_timeout_s, max(_RECONNECT_S, _RECONNECT_FACTOR * (time.monotonic() - started)))
+        self._tls = self.access.context() if url.startswith("wss:") else None  # Once: reading the authorities takes longer than connecting.
+        self.reconnect_timeout_s = connect_timeout_s
         """For a connection that is made anew."""
+        self._fastest_s = math.inf
+        self.metadata = self._connect(connect_timeout_s)
         theirs = _spec_in(self.metadata, url)
         if theirs is None and spec is None:
             self.close()
@@ -190,7 +192,7 @@ class RemotePolicy:
 
     def _connect(self, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
-        self._line = line = WebsocketLine(self.url, self.access, timeout_s=timeout_s, largest_frame=self.largest_frame)
+        self._line = line = WebsocketLine(self.url, self.access, self._tls, timeout_s=timeout_s, largest_frame=self.largest_frame)
         try:
             metadata = unpack(line.recv(max(0.0, deadline - time.monotonic())))
             theirs = _spec_in(metadata, self.url)
@@ -205,6 +207,8 @@ class RemotePolicy:
         except Exception as error:
             self._end()
             raise RemoteError(f"{self.url}: the connection was lost before any metadata ({type(error).__name__}: {error}).") from error
+        self._fastest_s = min(self._fastest_s, line.connected_in_s)
+        self.reconnect_timeout_s = min(self.connect_timeout_s, max(_RECONNECT_S, _RECONNECT_FACTOR * self._fastest_s))
         if self._wanted is None:
             self._wanted = theirs  # A server that is another one after a lost connection is refused.
         return metadata

@@ -25,6 +25,7 @@ import numpy as np
 from actlet.errors import ActletError, CallerError, ObservationError, RemoteError
 from actlet.protocols import Observation, Policy
 from runtime.access import ServerAccess
+from runtime.wires.arrays import instruction_in
 from runtime.wires.openvla_rest import pack, unpack
 
 __all__ = ["RestServer"]
@@ -125,10 +126,7 @@ class RestServer:
         images = {camera: _array(message, key) for camera, key in keys.items()}
         state = _array(message, "state").astype(np.float32) if spec.state_dim else np.zeros(0, np.float32)
         spec.check(images, state)
-        instruction = message.get("instruction")
-        if not isinstance(instruction, str) or not instruction.strip():
-            raise ObservationError(f"'instruction' is {instruction!r:.60}: expected words.")
-        return Observation(images, state), instruction, encoded
+        return Observation(images, state), instruction_in(message.get("instruction"), "instruction"), encoded
 
 
 def _array(message: Mapping[str, Any], key: str) -> Any:

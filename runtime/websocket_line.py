@@ -8,9 +8,11 @@ connection is held twice, and shut down when the time for what is going on is ov
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from runtime.access import TOKEN_VARIABLE, RemoteAccess
 
 __all__ = ["WebsocketLine"]
 
+_PERIOD_S = 0.1
 _CLOSE_TIMEOUT_S = 0.2  # A server that hangs does not say goodbye either.
 
 
@@ -28,7 +31,8 @@ class WebsocketLine:
 
     Args:
         url: As in "ws://10.0.0.2:8000".
-        access: The token, and whose certificates are believed.
+        access: The token.
+        tls: Whose certificates are believed; None for ws://.
         timeout_s: For connecting, TLS and the handshake.
         largest_frame: Bytes; a larger frame is refused unread.
 
@@ -38,21 +42,21 @@ class WebsocketLine:
         MissingExtraError: `websockets` is not installed.
     """
 
-    def __init__(self, url: str, access: RemoteAccess, *, timeout_s: float, largest_frame: int) -> None:
+    def __init__(self, url: str, access: RemoteAccess, tls: ssl.SSLContext | None, *, timeout_s: float, largest_frame: int) -> None:
         try:
             from websockets.sync.client import connect
         except ModuleNotFoundError as error:
             raise MissingExtraError("websockets", "remote", "a policy over the network") from error
         self._open, self._tcp = contextlib.ExitStack(), None
         try:
-            place = urlsplit(url)
-            tls = access.context() if place.scheme == "wss" else None
+            place, started = urlsplit(url), time.monotonic()
             if not place.hostname:
                 raise ValueError("it names no host")
             tcp = socket.create_connection((place.hostname, place.port or (443 if tls else 80)), timeout_s)
             tcp.settimeout(None)
             self._tcp = tcp.dup()
-            with _shut_after(self._tcp, timeout_s + _CLOSE_TIMEOUT_S):
+            self._watchdog = _Watchdog(self._tcp, _PERIOD_S)
+            with self._watchdog.within(timeout_s + _CLOSE_TIMEOUT_S):
                 self._websocket: Any = self._open.enter_context(
                     connect(
                         url,
@@ -67,16 +71,15 @@ class WebsocketLine:
                         proxy=None,
                     )
                 )
-        except CallerError:
-            raise
+            self.connected_in_s = time.monotonic() - started
+            """How long it took."""
         except Exception as error:
             self.close(within_s=0.0)
             raise _refusal(url, access, error) from error
 
     def send(self, frame: bytes, timeout_s: float) -> None:
         """Send one binary frame. Raises what websockets and the operating system raise."""
-        assert self._tcp is not None
-        with _shut_after(self._tcp, timeout_s):
+        with self._watchdog.within(timeout_s):
             self._websocket.send(frame)
 
     def recv(self, timeout_s: float) -> bytes | str:
@@ -105,29 +108,55 @@ class WebsocketLine:
         tcp, self._tcp = self._tcp, None
         if tcp is None:
             return
-        with tcp, _shut_after(tcp, within_s), contextlib.suppress(Exception):  # That it does not say goodbye changes nothing.
-            self._open.close()
+        with tcp:
+            with self._watchdog.within(within_s), contextlib.suppress(Exception):  # That it does not say goodbye changes nothing.
+                self._open.close()
+            self._watchdog.end()
 
 
-@contextlib.contextmanager
-def _shut_after(connection: socket.socket, seconds: float) -> Iterator[None]:
-    """Shut a connection down when a time is over, at once for 0: whatever waits on it ends with an error."""
+class _Watchdog:
+    """Shuts a connection down when a time is over: whatever waits on it ends with an error.
 
-    def shut() -> None:
+    One thread for a connection: starting a timer for every question takes longer than packing it. It looks every `period_s`, and when a time that it saw is over.
+
+    Args:
+        connection: What is shut down.
+        period_s: How often it looks.
+    """
+
+    def __init__(self, connection: socket.socket, period_s: float) -> None:
+        self._connection, self._period_s = connection, period_s
+        self._end_s, self._ended = math.inf, threading.Event()
+        threading.Thread(target=self._watch, name="actlet-watchdog", daemon=True).start()
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """What is done here has this long; nothing at all for 0."""
+        self._end_s = time.monotonic() + seconds
+        if seconds <= 0:
+            self._shut()
+        try:
+            yield
+        finally:
+            self._end_s = math.inf
+
+    def end(self) -> None:
+        """Let the thread end, and the connection."""
+        self._ended.set()
+        self._shut()
+
+    def _watch(self) -> None:
+        wait_s = self._period_s
+        while not self._ended.wait(wait_s):
+            left_s = self._end_s - time.monotonic()
+            if left_s <= 0:
+                self._shut()
+                return
+            wait_s = min(self._period_s, left_s)
+
+    def _shut(self) -> None:
         with contextlib.suppress(OSError):  # It has ended.
-            connection.shutdown(socket.SHUT_RDWR)
-
-    if seconds <= 0:
-        shut()
-        yield
-        return
-    timer = threading.Timer(seconds, shut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+            self._connection.shutdown(socket.SHUT_RDWR)
 
 
 def _refusal(url: str, access: RemoteAccess, error: Exception) -> Exception:

@@ -278,6 +278,21 @@ def test_nothing_hostile_is_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
 
 
+def test_what_is_said_of_a_hostile_observation_is_short(helpers: types.SimpleNamespace) -> None:
+    """8**60 lists in the place of words, names and sizes are not written out."""
+    (*_, bomb) = read_pickle(FRAMED + b"(" + LIST_OF_LISTS + b"t.")
+    for changes in ({"task": bomb}, {"x": bomb}, {"front": bomb}):
+        seen = TimedObservation(timestamp=1.0, timestep=1, must_go=True, values={**VALUES, **changes})
+        with pytest.raises(ObservationError, match="list"):
+            seen.observation(TINY_SPEC.observation, {})
+    for features in (
+        {"observation.state": {"names": bomb}},
+        {"observation.state": {"names": ["x", "y", "grip"]}, "observation.images.front": {"shape": bomb}},
+    ):
+        with pytest.raises(SpecError):
+            PolicySetup(features=features).require(TINY_SPEC.observation)
+
+
 def test_many_views_of_the_same_bytes_take_no_memory() -> None:
     """A message of four megabytes, whose bytes a thousand arrays and tensors share."""
     raw = b"B" + struct.pack("<I", 4_000_000) + bytes(4_000_000)
@@ -378,6 +393,7 @@ def test_messages_that_are_none_are_refused(data: bytes, message: str) -> None:
         ({"front": np.zeros((8, 6, 3), np.uint8)}, "front"),
         ({"front": np.zeros((6, 8, 3), np.float32)}, "front"),
         ({"task": ""}, "expected words"),
+        ({"task": "x" * 5000}, "5000 characters"),
         ({"task": None}, "expected words"),
     ],
 )

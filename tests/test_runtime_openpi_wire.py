@@ -102,6 +102,7 @@ def test_an_observation_travels_under_the_names_of_its_embodiment() -> None:
     [
         ({"prompt": None}, "missing: .'prompt'."),
         ({"prompt": "  "}, "expected words"),
+        ({"prompt": "put " * 2000}, "8000 characters: expected at most 4096"),
         ({"observation/image": None}, "missing: .'observation/image'."),
         ({"observation/image": "a picture"}, "'observation/image' is str: expected an array"),
         ({"observation/image": np.zeros((6, 4, 3), np.uint8)}, "front"),

@@ -105,6 +105,7 @@ def test_json_numpys_clients_are_understood() -> None:
         (question(state=np.full(3, np.nan)), 400, "not finite"),
         (question(state=[1, 2, 3]), 400, "'state' is list"),
         (question(instruction=""), 400, "expected words"),
+        (question(instruction="x" * 5000), 400, "5000 characters"),
         (question(instruction="fail"), 500, "RuntimeError: no such word"),
         (question(instruction="nan"), 400, "not finite"),
         ("[1]", 400, "the question is list"),

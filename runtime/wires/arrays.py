@@ -1,4 +1,4 @@
-"""What every wire asks of an array's type before a byte of it is read: numbers, and nothing that could be made to run."""
+"""What every wire asks before anything is made of a message: arrays of numbers, and nothing that could be made to run; words that are no book."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from actlet.errors import RemoteError
+from actlet.errors import ObservationError, RemoteError
 
-__all__ = ["KINDS", "numeric_dtype"]
+__all__ = ["KINDS", "instruction_in", "numeric_dtype"]
 
 KINDS = "biuf"  # booleans, integers, floats: neither objects nor anything with a constructor
+
+
+_LONGEST_INSTRUCTION = 4096  # Characters; encoders read some dozens of words, and a tokenizer's time grows with what it is given.
+
+
+def instruction_in(value: Any, key: str) -> str:
+    """A message's instruction.
+
+    Raises:
+        ObservationError: It is no words, or too many.
+    """
+    if not isinstance(value, str) or not value.strip():
+        got = repr(value) if isinstance(value, str) else type(value).__name__  # What a pickle says may be too large to be written out.
+        raise ObservationError(f"{key!r} is {got:.60}: expected words.")
+    if len(value) > _LONGEST_INSTRUCTION:
+        raise ObservationError(f"{key!r} has {len(value)} characters: expected at most {_LONGEST_INSTRUCTION}.")
+    return value
 
 
 def numeric_dtype(name: Any) -> np.dtype[Any]:

@@ -29,6 +29,7 @@ from actlet.errors import BundleError, ObservationError, RemoteError, SpecError
 from actlet.protocols import Observation
 from actlet.specs import ObservationSpec
 from runtime.protobuf import fields, length_field, number_field
+from runtime.wires.arrays import instruction_in
 from runtime.wires.pickles import Array, Record, is_pickle, pickled_actions, read_pickle
 from runtime.wires.tensors import pack_tensors, unpack_tensors
 
@@ -159,9 +160,7 @@ class TimedObservation:
                 raise ObservationError(f"camera {camera.name!r} is {type(frame).__name__}: expected an array; {self._known()}.")
             images[camera.name] = frame
         spec.check(images, seen)
-        task = self.values.get("task")
-        if not isinstance(task, str) or not task.strip():
-            raise ObservationError(f"'task' is {task!r:.60}: expected words.")
+        task = instruction_in(self.values.get("task"), "task")
         return Observation({name: np.array(frame) for name, frame in images.items()}, seen), task
 
     def _number(self, name: str) -> float:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from actlet.errors import MissingExtraError, ObservationError, RemoteError, SpecError
 from actlet.protocols import Observation
 from actlet.specs import ObservationSpec
-from runtime.wires.arrays import KINDS, numeric_dtype
+from runtime.wires.arrays import KINDS, instruction_in, numeric_dtype
 
 __all__ = ["COMMITTED_KEY", "DISTRIBUTION_KEY", "ObservationKeys", "pack", "unpack"]
 
@@ -154,9 +154,7 @@ class ObservationKeys:
         missing = [key for key in wanted if key not in message]
         if missing:
             raise ObservationError(f"the message has the keys {sorted(map(str, message))}; missing: {missing}.")
-        instruction = message[self.prompt]
-        if not isinstance(instruction, str) or not instruction.strip():
-            raise ObservationError(f"{self.prompt!r} is {instruction!r}: expected words.")
+        instruction = instruction_in(message[self.prompt], self.prompt)
         images = {camera: _array(message, key) for camera, key in self.images.items()}
         state = np.concatenate([_vector(message, key, count) for key, count in self.state.items()])
         spec.check(images, state)
