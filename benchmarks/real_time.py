@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from actlet.errors import ActletError
 from actlet.protocols import Observation
@@ -47,9 +49,11 @@ from runtime.policy import BundlePolicy
 from runtime.real_time import RealTime, take_real_time
 from runtime.supervisor import SupervisorConfig
 
-__all__ = ["DESIGNS", "measure_failover", "measure_lateness", "measure_overhead"]
+__all__ = ["DESIGNS", "RecordedArm", "loop_rate", "measure_failover", "measure_lateness", "measure_overhead", "run_real_time"]
 
 DESIGNS = ("process", "thread", "sleep", "cyclictest")
+RATES_HZ, SECONDS, ROUNDS, KILLS = (1000.0, 100.0), 10.0, 3, 20
+"""What is measured unless something else is said."""
 _PRIORITY = 80
 _WARM_S = 1.0
 """Left out at the beginning of every turn."""
@@ -84,6 +88,12 @@ class RecordedArm:
 
     def disconnect(self) -> None:
         """Nothing to do."""
+
+
+def loop_rate(rate_hz: float) -> dict[str, Any]:
+    """What `LoopConfig` is told for so many commands in a second: a rate of their own where the loop has one, else faster steps."""
+    is_own = "command_rate_hz" in {field.name for field in dataclasses.fields(LoopConfig)}
+    return {"command_rate_hz" if is_own else "rate_hz": rate_hz}
 
 
 def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) -> dict[str, Any]:
@@ -251,51 +261,54 @@ def _turn(bundle: Path, design: str, rate_hz: float, seconds: float) -> dict[str
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m benchmarks.real_time`: measure, print, and write the document."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--out", type=Path, help="where the document is written")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1000.0, 100.0], help="in Hz (default: 1000 100)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a turn (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every design at every rate (default: %(default)s)")
-    parser.add_argument("--kills", type=int, default=20, help="of the process that infers (default: %(default)s)")
-    parser.add_argument("--turn", nargs=3, metavar=("DESIGN", "HZ", "SECONDS"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.turn:
-        design, rate, seconds = arguments.turn
-        print(json.dumps(measure_lateness(arguments.bundle, design, float(rate), float(seconds))))
-        return 0
+def run_real_time(
+    bundle: Path,
+    *,
+    rates_hz: Sequence[float] = RATES_HZ,
+    seconds: float = SECONDS,
+    rounds: int = ROUNDS,
+    kills: int = KILLS,
+    out: Path | None = None,
+) -> int:
+    """The question `realtime` of the verb `bench`: measure, print, and write the document.
+
+    Args:
+        bundle: What runs.
+        rates_hz: Of the loops.
+        seconds: Of a turn.
+        rounds: Turns of every design at every rate.
+        kills: Of the process that infers.
+        out: Where the document is written.
+    """
     designs = [name for name in DESIGNS if name != "cyclictest" or shutil.which("cyclictest")]
     before = describe_machine()
-    overhead = measure_overhead(arguments.bundle, calls=300)
+    overhead = measure_overhead(bundle, calls=300)
     turns: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for _ in range(arguments.rounds):
-        for rate in arguments.rates:
-            for design in designs:
-                turns.setdefault((design, rate), []).append(_turn(arguments.bundle, design, rate, arguments.seconds))
-                print(".", end="", file=sys.stderr, flush=True)
+    plan = [(design, rate) for _ in range(rounds) for rate in rates_hz for design in designs]
+    for design, rate in tqdm(plan, desc="real time", unit="turn", file=sys.stderr, leave=False):
+        turns.setdefault((design, rate), []).append(_turn(bundle, design, rate, seconds))
     rows = [_summary(found) for found in turns.values()]
-    failover = measure_failover(arguments.bundle, arguments.kills)
+    failover = measure_failover(bundle, kills)
     document = {
         "date": utc_now(),
         "machine": before,
         "load_average_after": describe_machine()["load_average"],
         "versions": describe_versions(),
         "conditions": {
-            "seconds": arguments.seconds,
-            "rounds": arguments.rounds,
+            "seconds": seconds,
+            "rounds": rounds,
             "priority": _PRIORITY,
-            "precision": load_bundle(arguments.bundle).manifest.precision,
+            "precision": load_bundle(bundle).manifest.precision,
         },
         "lateness_us": rows,
         "failover_ms": failover,
         "infer_overhead": overhead,
         "infer_overhead_ratio": overhead["ratio"],
     }
-    if arguments.out is not None:
-        write_json(arguments.out, document)
-    print(f"\n{'design':<12}{'Hz':>6}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>9} us  missed")
+    if out is not None:
+        write_json(out, document)
+    print("ceiling: cyclictest, and no period without a command\n")
+    print(f"{'design':<12}{'Hz':>6}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>9} us  missed")
     for row in sorted(rows, key=lambda row: -row["rate_hz"]):
         missed = "" if row["missed_share"] is None else f"{row['missed_share']:.3%}"
         print(
@@ -304,7 +317,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"failover: p50 {failover['p50']:.1f} ms, max {failover['max']:.1f} ms of {failover['kills']}; predict takes {overhead['ratio']:.3f} of the bare session"
     )
+    print(json.dumps(document, allow_nan=False))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m benchmarks.real_time`: measure, print, and write the document."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--out", type=Path, help="where the document is written")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES_HZ, help="in Hz (default: 1000 100)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of every design at every rate (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=KILLS, help="of the process that infers (default: %(default)s)")
+    parser.add_argument("--turn", nargs=3, metavar=("DESIGN", "HZ", "SECONDS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.turn:
+        design, rate, seconds = arguments.turn
+        print(json.dumps(measure_lateness(arguments.bundle, design, float(rate), float(seconds))))
+        return 0
+    return run_real_time(
+        arguments.bundle,
+        rates_hz=arguments.rates,
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+        kills=arguments.kills,
+        out=arguments.out,
+    )
 
 
 if __name__ == "__main__":
