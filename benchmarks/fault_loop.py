@@ -43,7 +43,7 @@ class SoakConfig:
 
     hours: float = 0.05
     """Of the robot's time."""
-    policy_rate_hz: float = 20.0 if _HAS_COMMAND_RATE else 1000.0
+    policy_rate_hz: float = 50.0 if _HAS_COMMAND_RATE else 1000.0
     command_rate_hz: float | None = 1000.0 if _HAS_COMMAND_RATE else None
     """None for the policy's."""
     every_ticks: float = 50.0
@@ -142,7 +142,8 @@ def soak(config: SoakConfig, seed: int = 0, *, progress: bool = False) -> dict[s
         (from the warm process to the end), ``memory_bytes`` (at the end), ``seconds, us_per_tick``, the configuration, and the first few that went wrong.
     """
     rng, loop = random.Random(seed), config.loop()
-    spec = dataclasses.replace(SPEC, timing=dataclasses.replace(SPEC.timing, rate_hz=config.policy_rate_hz))
+    timing = dataclasses.replace(SPEC.timing, rate_hz=config.policy_rate_hz, execute_steps=1)  # Asked in every step: much that can fail.
+    spec = dataclasses.replace(SPEC, timing=timing)
     most = max(1000, min(round(_RUN_S / config.tick_s), config.ticks // _RUNS))
     counts: dict[str, int] = dict.fromkeys(("ticks", "faults", "unsafe", "crashes", "inconsistent", "runs"), 0)
     by_class, ends, states = collections.Counter[str](), collections.Counter[str](), collections.Counter[str]()

@@ -47,6 +47,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "clock": ("forward", "back", "slow step"),
 }
 """Class -> kinds."""
+_WEIGHTS = {"clock": 0.1}
+"""How often a class fails beside the others where faults are rare; each jump of a clock leads to HOLD, and a loop that hardly runs is no soak."""
 _CLOCK_S = {"": 0.0, "forward": 3600.0, "back": -3600.0, "slow step": 0.3}
 
 
@@ -86,7 +88,7 @@ class World:
         kinds: Class -> kinds of faults that happen.
         spec: Of the policy and the robot.
         tick_s: Virtual time of a command, which answers' delays are counted in.
-        every_ticks: Commands from one fault to the next, on average, each class as often as the others; None to spoil half of all that can be spoiled.
+        every_ticks: Commands from one fault to the next, on average, shared out among the classes; None to spoil half of all that can be spoiled.
         most_commands: The robot is done after so many; None for never.
     """
 
@@ -112,8 +114,9 @@ class World:
         self.waiting: list[tuple[int, Answer]] = []  # Tick at which it arrives.
         self.frame = bytes(192)
         # As it happens by chance: the times between faults of a class are exponential.
-        self._mean = None if every_ticks is None else every_ticks * len(kinds)
-        self._next = {what: 0.0 if self._mean is None else rng.expovariate(1 / self._mean) for what in kinds}
+        weights = {what: _WEIGHTS.get(what, 1.0) for what in kinds}
+        self._mean = {} if every_ticks is None else {what: every_ticks * sum(weights.values()) / weight for what, weight in weights.items()}
+        self._next = {what: rng.expovariate(1 / self._mean[what]) if self._mean else 0.0 for what in kinds}
         changes = (
             (2.0 if kind == "binary" else change * (1 + 1e-5) + 1e-7) for kind, change in zip(spec.action.kinds, MAX_CHANGE, strict=True)
         )
@@ -125,13 +128,13 @@ class World:
         at = self._next.get(what)
         if at is None:
             return ""
-        if self._mean is None:
+        if not self._mean:
             if self.rng.random() > (_SHARE_OF_STEPS if what == "clock" else _SHARE):
                 return ""
         elif self.tick < at:
             return ""
         else:
-            self._next[what] = at + self.rng.expovariate(1 / self._mean)
+            self._next[what] = at + self.rng.expovariate(1 / self._mean[what])
         self.injected[what] += 1
         return self.rng.choice(self.kinds[what])
 
@@ -185,7 +188,7 @@ class World:
     def send_action(self, action: NDArray[np.float32]) -> None:
         """Is it safe? Plain numbers: a soak asks a hundred million times."""
         self.commands += 1
-        self.done = self.commands == self.most_commands
+        self.done = self.most_commands is not None and self.commands >= self.most_commands
         values = action.tolist() if getattr(action, "shape", None) == (len(self._bounds),) else None
         last, self.last = self.last, values
         if values is None or not self._is_safe(values, last):
