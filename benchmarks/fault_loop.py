@@ -139,7 +139,7 @@ def soak(config: SoakConfig, seed: int = 0, *, progress: bool = False) -> dict[s
 
     Returns:
         ``ticks, faults, by_class, unsafe, crashes, inconsistent, runs, ends`` (reason -> runs), ``state_ticks`` (state -> commands), ``memory_growth_bytes``
-        (from the warm process to the end), ``memory_bytes`` (at the end), ``seconds, us_per_tick``, the configuration, and the first few that went wrong.
+        (from the warm process to the end), ``memory_bytes`` (at the end), ``seconds, cpu_s, us_per_tick`` (of processor time), the configuration, and the first few that went wrong.
     """
     rng, loop = random.Random(seed), config.loop()
     timing = dataclasses.replace(SPEC.timing, rate_hz=config.policy_rate_hz, execute_steps=1)  # Asked in every step: much that can fail.
@@ -149,7 +149,7 @@ def soak(config: SoakConfig, seed: int = 0, *, progress: bool = False) -> dict[s
     by_class, ends, states = collections.Counter[str](), collections.Counter[str](), collections.Counter[str]()
     first: list[str] = []
     warm: int | None = None
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     with tqdm(total=config.ticks, desc="soak", unit="tick", unit_scale=True, disable=not progress, file=sys.stderr, leave=False) as bar:
         while counts["ticks"] < config.ticks:
             kinds = {name: FAULTS[name] for name in config.classes}
@@ -173,7 +173,7 @@ def soak(config: SoakConfig, seed: int = 0, *, progress: bool = False) -> dict[s
                 break  # A loop that cannot even begin would be tried without end.
             if warm is None and counts["ticks"] >= _WARM_SHARE * config.ticks:
                 warm = _resident_bytes()
-    seconds, memory = time.perf_counter() - start, _resident_bytes()
+    seconds, cpu_s, memory = time.perf_counter() - start, time.process_time() - cpu_start, _resident_bytes()
     counts["faults"] = by_class.total()
     return {
         **counts,
@@ -183,7 +183,8 @@ def soak(config: SoakConfig, seed: int = 0, *, progress: bool = False) -> dict[s
         "memory_growth_bytes": 0 if warm is None else memory - warm,
         "memory_bytes": memory,
         "seconds": seconds,
-        "us_per_tick": 1e6 * seconds / max(1, counts["ticks"]),
+        "cpu_s": cpu_s,
+        "us_per_tick": 1e6 * cpu_s / max(1, counts["ticks"]),
         "config": dataclasses.asdict(config),
         "first": first,
     }

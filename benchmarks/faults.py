@@ -163,7 +163,7 @@ def faults_text(document: dict[str, Any]) -> str:
     if found := document.get("soak"):
         lines.append(
             f"{'soak':<34}{found['faults']:>9} faults  {found['unsafe']} unsafe  {found['crashes']} crashes  {found['inconsistent']} inconsistent  "
-            f"{found['ticks']} commands, {found['us_per_tick']:.0f} us each; memory grew by {found['memory_growth_bytes'] / 1e6:.2f} MB"
+            f"{found['ticks']} commands, {found['us_per_tick']:.0f} us of CPU each; memory grew by {found['memory_growth_bytes'] / 1e6:.2f} MB"
         )
     if found := document.get("failsafe"):
         lines.append(f"{'failsafe':<34}{found['sequences']:>9} histories  {found['broken']} broken  {found['events']} events")
