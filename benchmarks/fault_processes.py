@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from actlet.errors import ActletError
 from benchmarks.failing_policy import TRIGGERS
-from benchmarks.real_time import RecordedArm, loop_rate
+from benchmarks.real_time import RecordedArm
 from benchmarks.wall_clock import WallClock, compiler
 from runtime.bundle import load_bundle
 from runtime.control_loop import LoopConfig, LoopResult, drive
@@ -154,7 +154,7 @@ def _fault_loop(bundle: Path, kind: str, count: int, rate_hz: float) -> dict[str
             faults = _Faults(kind, count, inference, arm, triggers)
             # Longer than a policy's process needs to start: what is looked for is that the loop goes on.
             patient = FailsafeConfig(hold_s=_LONGEST_S, wait_s=_LONGEST_S, max_bad_chunks=1000, answer_s=_LONGEST_S)
-            result = _drive(arm, inference, LoopConfig(failsafe=patient, **loop_rate(rate_hz)), faults)
+            result = _drive(arm, inference, LoopConfig(failsafe=patient, rate_hz=rate_hz), faults)
             status = inference.status
     start_s = result.statistics.started_s
     period = np.floor((np.asarray(arm.sent_s) - start_s) * rate_hz).astype(np.int64)

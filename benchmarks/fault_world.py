@@ -1,6 +1,6 @@
 """A robot, a policy, a place of inference and a clock that fail as they are told, and look at every command: what `drive` is run in, in virtual time.
 
-A command is unsafe if it is of another shape, not finite, outside the limits, a flag that is neither 0 nor 1, or a larger change than `MAX_CHANGE`.
+What a command must not be is `benchmarks.command_check`'s to say.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
+from benchmarks.command_check import CommandCheck
 from runtime.inference import Answer
 
 __all__ = ["FAULTS", "MAX_CHANGE", "SPEC", "World", "spoil_chunk"]
@@ -104,24 +105,22 @@ class World:
     ) -> None:
         self.rng, self.kinds, self.spec = rng, kinds, spec
         self.observation_spec, self.action_spec, self.rate_hz = spec.observation, spec.action, spec.timing.rate_hz
-        self.command_rate_hz = 1 / tick_s if tick_s else None
         self.now_s, self.done, self.most_commands = 1000.0, False, most_commands
+        # Where it is the steps' own rate, the loop commands once a step.
+        self.command_rate_hz = 1 / tick_s if tick_s and 1 / tick_s > 1.001 * spec.timing.rate_hz else None
         self.ticks_per_step = max(1, round(1 / (spec.timing.rate_hz * tick_s))) if tick_s else 1
         self.injected: collections.Counter[str] = collections.Counter()
         self.unsafe: list[str] = []
         self.commands = self.answers = self.tick = 0
-        self.last: list[float] | None = None
+        self.last: Any = None
         self.waiting: list[tuple[int, Answer]] = []  # Tick at which it arrives.
         self.frame = bytes(192)
         # As it happens by chance: the times between faults of a class are exponential.
         weights = {what: _WEIGHTS.get(what, 1.0) for what in kinds}
         self._mean = {} if every_ticks is None else {what: every_ticks * sum(weights.values()) / weight for what, weight in weights.items()}
         self._next = {what: rng.expovariate(1 / self._mean[what]) if self._mean else 0.0 for what in kinds}
-        changes = (
-            (2.0 if kind == "binary" else change * (1 + 1e-5) + 1e-7) for kind, change in zip(spec.action.kinds, MAX_CHANGE, strict=True)
-        )
-        self._bounds = [(low - 1e-6, high + 1e-6, most) for low, high, most in zip(spec.action.low, spec.action.high, changes, strict=True)]
-        self._flags = [i for i, kind in enumerate(spec.action.kinds) if kind == "binary"]
+        ticks = self.ticks_per_step
+        self.check = CommandCheck(spec.action, max_change=MAX_CHANGE if ticks == 1 else None, ticks=ticks, tick_s=tick_s or 1.0)
 
     def fault(self, what: str) -> str:
         """A kind of fault of a class, or none this time."""
@@ -186,20 +185,16 @@ class World:
         return Observation(images, state, taken_s=taken)
 
     def send_action(self, action: NDArray[np.float32]) -> None:
-        """Is it safe? Plain numbers: a soak asks a hundred million times."""
+        """Is it safe?"""
         self.commands += 1
         self.done = self.most_commands is not None and self.commands >= self.most_commands
-        values = action.tolist() if getattr(action, "shape", None) == (len(self._bounds),) else None
-        last, self.last = self.last, values
-        if values is None or not self._is_safe(values, last):
-            self.unsafe.append(f"{last} -> {action}")
+        last, self.last = self.last, action
+        if not self.check.is_safe(action):
+            self.unsafe.append(f"command {self.commands}: {last} -> {action}")
 
-    def _is_safe(self, values: list[float], last: list[float] | None) -> bool:
-        for i, (low, high, most) in enumerate(self._bounds):
-            value = values[i]
-            if not low <= value <= high or (last is not None and not -most <= value - last[i] <= most):  # Not so for NaN either.
-                return False
-        return all(values[i] in (0.0, 1.0) for i in self._flags)
+    def present_action(self) -> NDArray[np.float32]:
+        """It stands at zero."""
+        return np.zeros(self.action_spec.dim, np.float32)
 
     # --- inference
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import queue
@@ -49,7 +48,7 @@ from runtime.policy import BundlePolicy
 from runtime.real_time import RealTime, take_real_time
 from runtime.supervisor import SupervisorConfig
 
-__all__ = ["DESIGNS", "RecordedArm", "loop_rate", "measure_failover", "measure_lateness", "measure_overhead", "run_real_time"]
+__all__ = ["DESIGNS", "RecordedArm", "measure_failover", "measure_lateness", "measure_overhead", "run_real_time"]
 
 DESIGNS = ("process", "thread", "sleep", "cyclictest")
 RATES_HZ, SECONDS, ROUNDS, KILLS = (1000.0, 100.0), 10.0, 3, 20
@@ -88,12 +87,6 @@ class RecordedArm:
 
     def disconnect(self) -> None:
         """Nothing to do."""
-
-
-def loop_rate(rate_hz: float) -> dict[str, Any]:
-    """What `LoopConfig` is told for so many commands in a second: a rate of their own where the loop has one, else faster steps."""
-    is_own = "command_rate_hz" in {field.name for field in dataclasses.fields(LoopConfig)}
-    return {"command_rate_hz" if is_own else "rate_hz": rate_hz}
 
 
 def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) -> dict[str, Any]:

@@ -58,16 +58,39 @@ def test_an_unsafe_command_is_noticed(action: list[float]) -> None:
     assert SPEC.action.dim == 4
 
 
-def test_a_soak_is_what_it_is_asked_to_be() -> None:
-    """As many commands, faults of all classes as often as asked for, most of the time in RUN; everything adds up."""
-    found = soak(SoakConfig(hours=0.003, policy_rate_hz=1000.0, command_rate_hz=None), seed=1)
+@pytest.mark.parametrize("rates", [(1000.0, None), (50.0, 1000.0)])
+def test_a_soak_is_what_it_is_asked_to_be(rates: tuple[float, float | None]) -> None:
+    """As many commands, faults of all classes as often as asked for, most of the time in RUN; limits are kept and everything adds up."""
+    found = soak(SoakConfig(hours=0.003, policy_rate_hz=rates[0], command_rate_hz=rates[1]), seed=1)
     assert found["ticks"] >= 10_800
     assert found["faults"] == pytest.approx(found["ticks"] / 50, rel=0.25)
     assert set(found["by_class"]) == set(FAULTS)
     assert (found["unsafe"], found["crashes"], found["inconsistent"], found["first"]) == (0, 0, 0, [])
-    assert found["state_ticks"]["RUN"] > 0.3 * found["ticks"]
+    assert found["state_ticks"]["RUN"] > 0.3 * sum(found["state_ticks"].values())
     assert sum(found["ends"].values()) == found["runs"]
     assert abs(found["memory_growth_bytes"]) < 50 << 20
+
+
+def test_motion_beyond_its_limits_is_noticed() -> None:
+    """Speed, acceleration and jerk, of a position and of shares of a displacement, each by itself; and what is just within is not."""
+    config = SoakConfig(policy_rate_hz=50.0, command_rate_hz=1000.0)
+    speed, bend, jerk = 2.0e-3, 10.0e-6, 100.0e-9  # Of the angle, in a tick.
+    within = [0, 0, 0, jerk, 4 * jerk, 10 * jerk]
+    for angles, is_safe in (
+        (within, True),
+        ([*within, 10 * jerk + 6 * jerk + bend], False),
+        ([*within, 10 * jerk + 7.5 * jerk + 4 * jerk], False),
+        ([speed * 1.01], False),
+    ):
+        world = World(random.Random(0), {}, spec=config.spec, tick_s=1e-3)
+        for angle in angles:
+            world.send_action(np.array([0, 0, angle, 1.0]))
+        assert (not world.unsafe) is is_safe, angles
+    for shares, is_safe in (([2e-8, 6e-8], True), ([5e-8], False), ([2.1e-6], False), ([1.0], False)):
+        world = World(random.Random(0), {}, spec=config.spec, tick_s=1e-3)
+        for share in shares:
+            world.send_action(np.array([share, 0, 0, 1.0]))
+        assert (not world.unsafe) is is_safe, shares
 
 
 def test_a_soak_that_cannot_be_is_refused() -> None:
@@ -81,9 +104,9 @@ def test_counts_that_do_not_add_up_are_noticed() -> None:
     """Each by its own words."""
     world = World(random.Random(0), {})
     world.commands, world.answers = 10, 5
-    sound = {"ticks": 10, "sent": 10, "state_ticks": {"RUN": 10}, "chunks": 3, "bad_chunks": 2}
+    sound = {"ticks": 10, "commands": 10, "sent": 10, "state_ticks": {"RUN": 10}, "chunks": 3, "bad_chunks": 2}
     assert inconsistencies(world, LoopStatistics(**sound)) == []  # type: ignore[arg-type]
-    wrong: dict[str, Any] = {"sent": 8, "chunks": 4, "state_ticks": {"RUN": 12}, "holds": 11, "bad_observations": 1, "misjudged_chunks": 4}
+    wrong: dict[str, Any] = {"sent": 8, "chunks": 4, "state_ticks": {"RUN": 13}, "holds": 11, "bad_observations": 1, "misjudged_chunks": 4}
     for key, value in wrong.items():
         assert len(inconsistencies(world, LoopStatistics(**{**sound, key: value}))) == 1, key  # type: ignore[arg-type]
 
