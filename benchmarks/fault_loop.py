@@ -7,6 +7,7 @@ would have it. What is counted in a run must add up afterwards, and the process 
 from __future__ import annotations
 
 import collections
+import ctypes
 import dataclasses
 import gc
 import os
@@ -201,6 +202,8 @@ def soak(config: SoakConfig, seed: int = 0, *, progress: bool = False) -> dict[s
 
 
 def _resident_bytes() -> int:
-    """Of this process, without what is only waiting to be collected."""
+    """Of this process, without what is only waiting to be collected or given back."""
     gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
