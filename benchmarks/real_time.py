@@ -1,4 +1,4 @@
-"""How late the control loop is, and what it does when its policy dies: `python -m benchmarks.real_time BUNDLE --out benchmarks/results/runtime.json`.
+"""How late the control loop is, and what it does when its policy dies: `actlet bench realtime BUNDLE --out runtime.json`.
 
 Designs, each in a process of its own, by turns:
 
