@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "engine": ("export.tensorrt_engine", "build a bundle's TensorRT engine, on the device that will run it"),
     "sign": ("runtime.sign_command", "sign a bundle, so that robots open what you stand for and nothing else"),
     "run": ("runtime.run", "drive a robot, or the simulated arm, with a bundle"),
+    "replay": ("runtime.replay", "step through a recorded run, draw it, ask another policy, make a dataset of it"),
     "serve": ("runtime.serve", "answer many robots over the network with one policy, on openpi's websocket"),
     "bench": ("benchmarks.bench", "measure success, latency and size of policies, and write the report"),
     "doctor": ("benchmarks.doctor", "say what this machine has, what is missing, and whether a bundle is sound"),
@@ -41,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
 # What a verb needs of stages that its own may not import: verb -> {name in its arguments: "module:function"}.
 LENT: dict[str, dict[str, str]] = {
     "distill": {"size_within_budget": "benchmarks.student_latency:size_within_budget"},
+    "replay": {"draw": "benchmarks.replay_plot:draw_replay", "write_dataset": "episodes.recorded_runs:write_recorded"},
     "certify": {"describe_machine": "benchmarks.machine:describe_machine"},
 }
 

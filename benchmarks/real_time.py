@@ -2,10 +2,13 @@
 
 Designs, each in a process of its own, by turns:
 
-    process     actlet's loop at a real-time priority, the policy in processes of its own
+    process     actlet's loop at a real-time priority, the policy in processes of its own, everything recorded
     thread      the same loop, the policy in a thread
     sleep       how LeRobot's and openpi's clients pace: a queue of actions, the policy in a thread, time.sleep for what is left of a period, no priority
     cyclictest  a C program that does nothing but wake up (Debian's rt-tests): what the machine itself allows; where it is installed
+
+actlet's loops take 50 policy steps in a second, ask at each, and command at the rate in between, with limits of velocity, acceleration and jerk; the sleeping
+loop commands an action of its queue in every period. With `--load N`, every turn has N processes beside it that do nothing but compute.
 
 Lateness: from the moment for which a wake-up was asked to the moment at which the loop runs. Missed: the share of periods without a command. All on the
 same recorded frames, one after the other; nothing is attached that could hold the loop up, so what is measured is the loop.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -23,9 +27,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +41,12 @@ from tqdm import tqdm
 from actlet.errors import ActletError
 from actlet.protocols import Observation
 from actlet.provenance import utc_now
-from actlet.specs import PolicySpec
+from actlet.specs import MotionLimits, PolicySpec
 from actlet.storage import write_json
 from benchmarks.machine import describe_machine, describe_versions
 from runtime.bundle import load_bundle
 from runtime.control_loop import LoopConfig, drive
+from runtime.flight_recorder import FlightRecorder
 from runtime.golden import Golden
 from runtime.inference_process import InferenceProcess
 from runtime.inference_worker import WorkerConfig
@@ -54,6 +60,9 @@ DESIGNS = ("process", "thread", "sleep", "cyclictest")
 RATES_HZ, SECONDS, ROUNDS, KILLS = (1000.0, 100.0), 10.0, 3, 20
 """What is measured unless something else is said."""
 _PRIORITY = 80
+_STEP_HZ = 50.0
+_MOTION = MotionLimits(velocity=10.0, acceleration=100.0, jerk=10_000.0)
+"""Of every dimension that is no flag: far from what a policy asks for, so that the work is done and nothing is changed."""
 _WARM_S = 1.0
 """Left out at the beginning of every turn."""
 
@@ -64,10 +73,13 @@ class RecordedArm:
     Args:
         spec: The policy's.
         golden: What is seen, one after the other.
+        command_rate_hz: Commands in a second.
     """
 
-    def __init__(self, spec: PolicySpec, golden: Golden) -> None:
-        self.observation_spec, self.action_spec, self.rate_hz = spec.observation, spec.action, spec.timing.rate_hz
+    def __init__(self, spec: PolicySpec, golden: Golden, command_rate_hz: float) -> None:
+        motion = tuple(None if kind == "binary" else _MOTION for kind in spec.action.kinds)
+        self.observation_spec, self.action_spec = spec.observation, dataclasses.replace(spec.action, motion=motion)
+        self.rate_hz, self.command_rate_hz = spec.timing.rate_hz, command_rate_hz
         self.instruction = golden.text[0]
         self.sent_s: list[float] = []
         self._seen = [Observation({name: frames[i] for name, frames in golden.images.items()}, golden.state[i]) for i in range(len(golden))]
@@ -75,6 +87,10 @@ class RecordedArm:
 
     def connect(self) -> None:
         """Nothing to do."""
+
+    def present_action(self) -> list[float]:
+        """Where it stands."""
+        return [0.0 if low <= 0.0 <= high else low for low, high in zip(self.action_spec.low, self.action_spec.high, strict=True)]
 
     def get_observation(self) -> Observation:
         """The next recorded one."""
@@ -98,7 +114,7 @@ def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) 
     if design == "cyclictest":
         return _cyclictest(rate_hz, seconds)
     loaded = load_bundle(bundle)
-    arm, lateness = RecordedArm(loaded.manifest.spec, loaded.golden), []
+    arm, lateness = RecordedArm(loaded.manifest.spec, loaded.golden, rate_hz), []
     row: dict[str, Any] = {"design": design, "rate_hz": rate_hz, "refused": []}
     if design == "sleep":
         start_s = _sleeping_loop(BundlePolicy(bundle), arm, rate_hz, seconds, lateness)
@@ -111,17 +127,24 @@ def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) 
                 time.sleep(0.01)
         row["refused"] = take_real_time(RealTime(priority=_PRIORITY, quiet_collector=True))
 
-        def sleep(left_s: float) -> None:
-            moment = time.monotonic() + left_s
-            time.sleep(left_s)
-            lateness.append(time.monotonic() - moment)
-
-        config = LoopConfig(max_steps=int(rate_hz * seconds), rate_hz=rate_hz, inference="thread")
-        result = drive(arm, policy, None, config, sleep=sleep, inference=(lambda _, clock: policy) if design == "process" else None)
-        statistics = result.statistics.to_dict()
+        step_hz = min(_STEP_HZ, rate_hz)
+        config = LoopConfig(max_steps=int(step_hz * seconds), rate_hz=step_hz, replan_steps=1, inference="thread")
+        where = (lambda _, clock: policy) if design == "process" else None
+        with tempfile.TemporaryDirectory() as folder:
+            journal = FlightRecorder(Path(folder) / "run.mcap", policy.spec) if design == "process" else None
+            result = drive(arm, policy, None, config, inference=where, journal=journal)
+            if journal is not None:
+                report = journal.report
+                row["recorded"] = {"made": sum(report.made.values()), "lost": sum(report.lost.values()), "size_bytes": report.size_bytes}
+        counted, statistics = result.statistics, result.statistics.to_dict()
+        lateness = list(counted.lateness_s)
         row |= {"stopped_by": result.stopped_by, "age_ms": statistics["action_age_ms"], "decision_ms": statistics["decision_latency_ms"]}
-        row |= {"holds": statistics["holds"], "ticks": statistics["ticks"]}
-        start_s = result.statistics.started_s
+        row |= {
+            "frame_to_command_ms": statistics["reaction_ms"],
+            "tick_us": [1e6 * took_s for took_s in list(counted.tick_s)[int(_WARM_S * rate_hz) :]],
+        }
+        row |= {"holds": statistics["holds"], "ticks": statistics["ticks"], "skipped": counted.missed_commands}
+        start_s = counted.started_s
     missed, periods = _missed(arm.sent_s, rate_hz, start_s)
     return row | {"lateness_us": [1e6 * value for value in lateness[int(_WARM_S * rate_hz) :]], "missed": missed, "periods": periods}
 
@@ -237,12 +260,35 @@ def _summary(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
     row["p99_of_turns"] = [float(np.percentile(turn["lateness_us"], 99)) for turn in turns]
     missed = None if first["missed"] is None else sum(turn["missed"] for turn in turns) / sum(turn["periods"] for turn in turns)
     row |= {"missed_share": missed, "refused": first["refused"]}
-    for key in ("age_ms", "decision_ms"):
+    for key in ("age_ms", "decision_ms", "frame_to_command_ms"):
         if first.get(key):
             row[key] = {name: float(np.median([turn[key][name] for turn in turns])) for name in ("p50", "p99")}
+    if "tick_us" in first:
+        row["tick_us"] = dict(
+            zip(
+                ("p50", "p99", "p999"),
+                np.percentile(np.concatenate([turn["tick_us"] for turn in turns]), [50, 99, 99.9]).tolist(),
+                strict=True,
+            )
+        )
+        row["skipped_share"] = sum(turn["skipped"] for turn in turns) / sum(turn["periods"] for turn in turns)
+    if "recorded" in first:
+        row["recorded"] = [turn["recorded"] for turn in turns]
     if "holds" in first:
         row |= {"holds_share": sum(turn["holds"] for turn in turns) / sum(turn["ticks"] for turn in turns)}
     return row
+
+
+@contextlib.contextmanager
+def _load(processes: int) -> Iterator[None]:
+    """So many processes that do nothing but compute."""
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: sum(range(10_000))"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
 
 
 def _turn(bundle: Path, design: str, rate_hz: float, seconds: float) -> dict[str, Any]:
@@ -261,6 +307,7 @@ def run_real_time(
     seconds: float = SECONDS,
     rounds: int = ROUNDS,
     kills: int = KILLS,
+    load: int = 0,
     out: Path | None = None,
 ) -> int:
     """The question `realtime` of the verb `bench`: measure, print, and write the document.
@@ -271,16 +318,18 @@ def run_real_time(
         seconds: Of a turn.
         rounds: Turns of every design at every rate.
         kills: Of the process that infers.
+        load: Processes that compute beside every turn, in as many turns again.
         out: Where the document is written.
     """
     designs = [name for name in DESIGNS if name != "cyclictest" or shutil.which("cyclictest")]
     before = describe_machine()
     overhead = measure_overhead(bundle, calls=300)
-    turns: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    plan = [(design, rate) for _ in range(rounds) for rate in rates_hz for design in designs]
-    for design, rate in tqdm(plan, desc="real time", unit="turn", file=sys.stderr, leave=False):
-        turns.setdefault((design, rate), []).append(_turn(bundle, design, rate, seconds))
-    rows = [_summary(found) for found in turns.values()]
+    turns: dict[tuple[str, float, int], list[dict[str, Any]]] = {}
+    plan = [(design, rate, busy) for _ in range(rounds) for busy in dict.fromkeys((0, load)) for rate in rates_hz for design in designs]
+    for design, rate, busy in tqdm(plan, desc="real time", unit="turn", file=sys.stderr, leave=False):
+        with _load(busy):
+            turns.setdefault((design, rate, busy), []).append(_turn(bundle, design, rate, seconds))
+    rows = [_summary(found) | {"load": busy} for (_, _, busy), found in turns.items()]
     failover = measure_failover(bundle, kills)
     document = {
         "date": utc_now(),
@@ -301,12 +350,12 @@ def run_real_time(
     if out is not None:
         write_json(out, document)
     print("ceiling: cyclictest, and no period without a command\n")
-    print(f"{'design':<12}{'Hz':>6}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>9} us  missed")
-    for row in sorted(rows, key=lambda row: -row["rate_hz"]):
+    print(f"{'design':<12}{'Hz':>6}{'load':>6}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>9} us  missed  tick p50/p99 us")
+    for row in sorted(rows, key=lambda row: (row["load"], -row["rate_hz"])):
         missed = "" if row["missed_share"] is None else f"{row['missed_share']:.3%}"
-        print(
-            f"{row['design']:<12}{row['rate_hz']:>6.0f}{row['p50']:>9.0f}{row['p99']:>9.0f}{row['p999']:>9.0f}{row['max']:>9.0f}     {missed}"
-        )
+        tick = f"{row['tick_us']['p50']:.0f} / {row['tick_us']['p99']:.0f}" if "tick_us" in row else ""
+        late = "".join(f"{row[name]:>9.0f}" for name in ("p50", "p99", "p999", "max"))
+        print(f"{row['design']:<12}{row['rate_hz']:>6.0f}{row['load']:>6}{late}     {missed:<8}{tick}")
     print(
         f"failover: p50 {failover['p50']:.1f} ms, max {failover['max']:.1f} ms of {failover['kills']}; predict takes {overhead['ratio']:.3f} of the bare session"
     )
@@ -322,6 +371,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rates", type=float, nargs="+", default=RATES_HZ, help="in Hz (default: 1000 100)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a turn (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of every design at every rate (default: %(default)s)")
+    parser.add_argument(
+        "--load", type=int, default=0, help="processes that compute beside every turn, in as many turns again (default: none)"
+    )
     parser.add_argument("--kills", type=int, default=KILLS, help="of the process that infers (default: %(default)s)")
     parser.add_argument("--turn", nargs=3, metavar=("DESIGN", "HZ", "SECONDS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -335,6 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds=arguments.seconds,
         rounds=arguments.rounds,
         kills=arguments.kills,
+        load=arguments.load,
         out=arguments.out,
     )
 

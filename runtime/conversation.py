@@ -22,7 +22,7 @@ from actlet.protocols import Observation, Policy, Robot
 from runtime.chunk_schedule import ChunkSchedule, DueAction
 from runtime.failsafe import Cause, State
 from runtime.inference import Answer, Inference
-from runtime.journal import Journal
+from runtime.journal import NOT_ASKED, Journal
 from runtime.judge import Judge
 from runtime.limits import CommandLimiter
 from runtime.loop_config import LoopConfig
@@ -85,6 +85,7 @@ class Conversation:
         self._observed_s: dict[int, float] = {}  # Step -> clock, of the observations whose chunks may still be in use.
         self._asked_s: float | None = None  # Since when an answer is awaited, in the loop's time.
         self._bad_in_a_row = 0
+        self._seen_at = -1
         self.waited_s = 0.0
         """Time that was spent waiting for an inline policy; the loop sets it back."""
         self.last_error = ""
@@ -140,6 +141,14 @@ class Conversation:
         self._note_observed(step, now_s, observation, "")
         return True
 
+    def look_along(self, step: int, now_s: float) -> None:
+        """Observe for the journal alone, if it wants to see every step; what fails here is found when the policy is asked."""
+        if step > self._seen_at and getattr(self._journal, "every_step", False):
+            try:
+                self._note_observed(step, now_s, self._robot.get_observation(), NOT_ASKED)
+            except Exception:
+                self._statistics.journal_errors += 1
+
     def due(self, step: int) -> DueAction | None:
         """What the schedule has for this step, unless it has outlived its time: by the steps, and by the clock if the loop was held up within one."""
         due = self._schedule.at(step)
@@ -151,7 +160,7 @@ class Conversation:
             return None
         return due
 
-    def following(self, step: int, count: int, limiter: CommandLimiter, *, holds: bool = False) -> list[NDArray[np.float32]]:
+    def following(self, step: int, count: int, limiter: CommandLimiter, *, holds: bool = False) -> tuple[list[NDArray[np.float32]], int]:
         """What will be commanded at the next steps, as it looks now: float32 (A,) each, limited, and a hold from where nothing is due.
 
         Args:
@@ -159,12 +168,17 @@ class Conversation:
             count: How many; fewer come back where there is nothing yet to hold.
             limiter: As it is before the command of that step; it is not touched.
             holds: Nothing but holds.
+
+        Returns:
+            The commands, and how many of them, from the first on, are the policy's actions.
         """
         ahead = copy.copy(limiter)  # It remembers the command before; the loop's own must not hear of commands that are not sent yet.
-        commands = []
+        commands: list[NDArray[np.float32]] = []
+        known = 0
         for i in range(count):
             due = None if holds else self._schedule.at(step + i)
             holds = due is None or step + i - due.observed_at >= self._live_steps
+            known += not holds
             try:
                 limited = ahead.hold() if holds or due is None else ahead.limit(self.wanted(due, ahead))
             except ActionError:
@@ -172,7 +186,7 @@ class Conversation:
             if limited is None:
                 break
             commands.append(limited.command)
-        return commands
+        return commands, known
 
     def wanted(self, due: DueAction, limiter: CommandLimiter) -> NDArray[np.float32]:
         """The due action, or a share of its motion where the policy is unsure and that is what is wanted then.
@@ -205,7 +219,7 @@ class Conversation:
         inline = self._config.inference == "inline"
         delay = min(min(self._delays) if inline else max(self._delays), self._timing.committed_steps)
         holds = inline or not (self._judge.state is State.RUN or self._judge.failsafe.is_about_to_run)
-        commands = self.following(step, delay, limiter, holds=holds)
+        commands, _ = self.following(step, delay, limiter, holds=holds)
         return np.stack(commands) if commands else None
 
     def _check(self, answer: Answer, step: int, now_s: float) -> bool:
@@ -259,6 +273,7 @@ class Conversation:
         return False
 
     def _note_observed(self, step: int, now_s: float, observation: Observation, refused: str) -> None:
+        self._seen_at = step
         if self._journal is not None:
             try:
                 self._journal.observed(step, now_s, observation, refused)

@@ -13,12 +13,14 @@ import numpy as np
 
 from actlet.specs import PolicySpec
 from runtime.failsafe import Cause, State
-from runtime.flight_records import ANSWERED, JUDGED, NO_CAUSE, NOTED, OBSERVED, PICTURED, RESULT, Kind, commanded_struct
+from runtime.flight_records import ANSWERED, JUDGED, NO_CAUSE, NOTED, OBSERVED, PICTURED, RESULT, TOLD, Kind, commanded_struct
 from runtime.flight_schemas import CAMERA_TOPIC, NOTE_NAME
 
 __all__ = ["Message", "Messages"]
 
 _STATES, _CAUSES = tuple(State), tuple(Cause)
+_OTHER_CLOCK_S = 3600.0
+"""A first record so far from the clock's reading is of another clock: that of a simulation, whose time begins at 0."""
 
 Message = tuple[str, int, int, bytes]
 """Topic, time in [ns], sequence, content."""
@@ -31,11 +33,14 @@ class Messages:
         spec: The policy's.
         pictures: What they become: "jpeg", "png", "raw" or "none".
         quality: Of jpeg.
-        offset_ns: Added to the loop's time, so that it reads as UTC.
+        begun_s: The loop's clock when the recording began.
+        begun_ns: UTC then. What is between the two is added to the loop's time, so that it reads as UTC.
     """
 
-    def __init__(self, spec: PolicySpec, *, pictures: str, quality: int, offset_ns: int) -> None:
-        self.spec, self.pictures, self.offset_ns = spec, pictures, offset_ns
+    def __init__(self, spec: PolicySpec, *, pictures: str, quality: int, begun_s: float, begun_ns: int) -> None:
+        self.spec, self.pictures = spec, pictures
+        self._begun_s, self._begun_ns, self._offset_ns = begun_s, begun_ns, begun_ns - round(1e9 * begun_s)
+        self._is_first = False
         self.encode = _encoder(pictures, quality)
         self.command, self.dim = commanded_struct(spec.action.dim), spec.action.dim
         self._of: dict[int, Callable[[memoryview, int], list[Message]]] = {
@@ -46,6 +51,10 @@ class Messages:
             Kind.NOTED: self._noted,
             Kind.PICTURED: self._pictured,
         }
+
+    def begin(self) -> None:
+        """The next record is the loop's first."""
+        self._is_first = True
 
     def of(self, kind: int, number: int, content: memoryview) -> list[Message]:
         """A record's messages; `number` becomes their sequence."""
@@ -61,7 +70,12 @@ class Messages:
         return topic, self._ns(now_s), number, _json({**fields, "time_s": now_s}).encode()
 
     def _ns(self, now_s: float) -> int:
-        return max(0, self.offset_ns + round(1e9 * now_s)) if math.isfinite(now_s) else 0
+        if not math.isfinite(now_s):
+            return 0
+        if self._is_first and abs(now_s - self._begun_s) > _OTHER_CLOCK_S:
+            self._offset_ns = self._begun_ns - round(1e9 * now_s)
+        self._is_first = False
+        return max(0, self._offset_ns + round(1e9 * now_s))
 
     def _commanded(self, content: memoryview, number: int) -> list[Message]:
         step, tick, now_s, limited, was_due, *values = self.command.unpack_from(content)
@@ -107,6 +121,8 @@ class Messages:
         text = bytes(content[NOTED.size :]).decode("utf-8", "replace")
         if level == RESULT:
             return [self._message("/result", number, now_s, **json.loads(text))]
+        if level == TOLD:
+            return [self._message("/instruction", number, now_s, text=text)]
         return [self.log(now_s, level, text, number, NOTE_NAME)]
 
     def _pictured(self, content: memoryview, number: int) -> list[Message]:

@@ -33,6 +33,7 @@ from actlet.specs import PolicySpec
 from runtime.failsafe import Cause, Verdict
 from runtime.flight_records import (
     ANSWERED,
+    CLOSING,
     JUDGED,
     LANE_OF,
     MOST_TEXT,
@@ -42,6 +43,7 @@ from runtime.flight_records import (
     PAGE_BYTES,
     PICTURED,
     RESULT,
+    TOLD,
     Kind,
     Page,
     command_record,
@@ -53,16 +55,14 @@ from runtime.record_ring import CONTENT, HEAD, TAIL, Lane
 from runtime.recorder_config import RecorderConfig, RecorderReport, pictures_kept, recording_place
 from runtime.trial import HOME, child_environment
 
-__all__ = ["NOT_ASKED", "FlightRecorder"]
+__all__ = ["FlightRecorder"]
 
-NOT_ASKED = "not asked"
-"""Why the policy was not shown an observation that was taken for the recording alone."""
 _START_TIMEOUT_S, _KILL_TIMEOUT_S = 30.0, 1.0
 _CAUSES = {cause: place for place, cause in enumerate(Cause)}
 
 
 class FlightRecorder:
-    """Implements `runtime.journal.Journal`.
+    """Implements `runtime.journal.Journal`; one thread tells it.
 
     Args:
         path: A file that ends in .mcap and does not exist, or a folder; see `recording_place`.
@@ -227,6 +227,10 @@ class FlightRecorder:
         """Words for the log; level as foxglove.Log's: 2 info, 3 warning, 4 error."""
         self._put(Kind.NOTED, [NOTED.pack(self._clock(), level), _text(text)])
 
+    def instructed(self, words: str) -> None:
+        """What to do, where that was not known when the recording began."""
+        self._put(Kind.NOTED, [NOTED.pack(self._clock(), TOLD), _text(words)])
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """How the run ended, as plain JSON: `stopped_by`, `message`, `success` and `statistics`; before `close`."""
         self._put(Kind.NOTED, [NOTED.pack(self._clock(), RESULT), json.dumps(result).encode()])
@@ -255,6 +259,8 @@ class FlightRecorder:
         """Have the rest written; waits `close_s` at most, then what is not written is lost, and counted."""
         if self._report is not None:
             return
+        with contextlib.suppress(OSError):  # It may have died.
+            os.write(self._parent, CLOSING)
         os.close(self._parent)
         try:
             self._writer.wait(self.config.close_s)
@@ -277,20 +283,23 @@ class FlightRecorder:
         self.close()
 
     def _put(self, kind: Kind, parts: Sequence[bytes | memoryview]) -> None:
+        if self._report is not None:
+            raise CallerError(
+                f"{self.path}: the recording is closed. drive() closes its journal: give it Journals(recorder) to tell more afterwards."
+            )
         number = self._page.get("made", kind) + 1
         if not self._lanes[LANE_OF[kind]].put(int(kind), number, parts):
             self._page.set("dropped", self._page.get("dropped", kind) + 1, kind)
         self._page.set("made", number, kind)
 
     def _count(self) -> RecorderReport:
-        page = self._page
-        code = self._writer.poll()
-        try:
-            size = os.stat(self.path).st_size
-        except OSError:  # Somebody took it away.
-            size = 0
-        # A writer that died after its last chunk was whole, and before it could say so.
-        came = code is not None and page.get("coming_end") > page.get("kept_bytes") and size >= page.get("coming_end")
+        page, code = self._page, self._writer.poll()
+        size, came = page.get("kept_bytes"), False
+        if code is not None:  # Else no question to a file system that may not answer.
+            with contextlib.suppress(OSError):  # Somebody took it away.
+                size = os.stat(self.path).st_size
+            # A writer that died after its last chunk was whole, and before it could say so.
+            came = page.get("coming_end") > page.get("kept_bytes") and size >= page.get("coming_end")
         kept = {kind: page.get("coming" if came else "kept", kind) for kind in Kind}
         return RecorderReport(
             path=self.path,

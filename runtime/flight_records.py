@@ -22,6 +22,7 @@ from runtime.record_ring import HEAD, Lane
 
 __all__ = [
     "ANSWERED",
+    "CLOSING",
     "JUDGED",
     "LANE_OF",
     "MOST_TEXT",
@@ -31,6 +32,7 @@ __all__ = [
     "PAGE_BYTES",
     "PICTURED",
     "RESULT",
+    "TOLD",
     "Kind",
     "Page",
     "command_record",
@@ -41,9 +43,11 @@ __all__ = [
 OBSERVED, PICTURED, ANSWERED = struct.Struct("<qddII"), struct.Struct("<qdQ"), struct.Struct("<qqdddII")
 JUDGED, NOTED = struct.Struct("<qddII"), struct.Struct("<dI")
 NO_CAUSE = 255
+CLOSING = b"c"
+"""What the writer is told before its pipe is closed by somebody who waits for it; nothing, where the control process died."""
 MOST_TEXT = 4096
-RESULT = 100
-"""Level of a note that is the run's result, as JSON; the others are foxglove.Log's: 2 info, 3 warning, 4 error."""
+RESULT, TOLD = 100, 101
+"""Levels of notes that are the run's result, as JSON, and its instruction; the others are foxglove.Log's: 2 info, 3 warning, 4 error."""
 
 
 class Kind(enum.IntEnum):

@@ -29,6 +29,7 @@ TOPICS = {
     "/observation": "actlet.Observation",
     "/answer": "actlet.Answer",
     "/failsafe": "actlet.Failsafe",
+    "/instruction": "actlet.Instruction",
     "/result": "actlet.Result",
     "/log": "foxglove.Log",
 }
@@ -65,6 +66,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "actlet.Failsafe": _schema(
         "actlet.Failsafe", **_STEP_AND_TIME, state=_TEXT, severity=_COUNT, cause=_TEXT, since_s=_NUMBER, words=_TEXT
     ),
+    "actlet.Instruction": _schema("actlet.Instruction", time_s=_NUMBER, text=_TEXT),
     "actlet.Result": _schema("actlet.Result", time_s=_NUMBER, stopped_by=_TEXT, message=_TEXT, success={"type": "boolean"}),
     "foxglove.Log": _schema(
         "foxglove.Log",

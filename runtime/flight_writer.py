@@ -23,7 +23,7 @@ from typing import Any
 
 from actlet.specs import PolicySpec
 from runtime.flight_messages import Message, Messages
-from runtime.flight_records import LANE_OF, PAGE_BYTES, Kind, Page
+from runtime.flight_records import CLOSING, LANE_OF, PAGE_BYTES, Kind, Page
 from runtime.flight_schemas import CAMERA_TOPIC, PICTURE_SCHEMAS, SCHEMAS, TOPICS
 from runtime.record_ring import Lane
 
@@ -32,6 +32,8 @@ __all__ = ["SCHEMA_VERSION"]
 SCHEMA_VERSION = 1
 _NICENESS = 10
 _POLL_S, _PAUSE_S, _RETRY_S = 0.01, 0.001, 0.2
+_ORPHAN_PATIENCE_S = 60.0
+"""With the disk, where the control process died: nobody waits for the end then."""
 _CHUNK_BYTES = 1 << 20
 _PICTURES_A_ROUND = 8
 """Pictures that are encoded before the other lanes are looked at again."""
@@ -110,8 +112,8 @@ class _Recording:
         document = asked["document"]
         self.spec, self.page = PolicySpec.from_dict(document["spec"]), page
         self.flush_s, pictures = asked["flush_s"], document["pictures"]
-        offset_ns = document["clock"]["utc_ns"] - round(1e9 * document["clock"]["monotonic_s"])
-        self.messages = Messages(self.spec, pictures=pictures, quality=asked["quality"], offset_ns=offset_ns)
+        begun_s, begun_ns = document["clock"]["monotonic_s"], document["clock"]["utc_ns"]
+        self.messages = Messages(self.spec, pictures=pictures, quality=asked["quality"], begun_s=begun_s, begun_ns=begun_ns)
         self.counts = [0] * len(Kind)
         self.disk = _Disk(asked["file"], page)
         self.writer = Writer(self.disk, chunk_size=_ENDLESS, compression=CompressionType.ZSTD)  # type: ignore[arg-type]
@@ -130,7 +132,8 @@ class _Recording:
         self.channels = {topic: self.writer.register_channel(topic, "json", schemas[name]) for topic, name in topics.items()}
         self.bytes, self.since_s = 0, math.inf
         text = f"recording begins: {document['about'].get('instruction') or 'no instruction'}"
-        self._add(self.messages.log(document["clock"]["monotonic_s"], 2, text, 0))
+        self._add(self.messages.log(begun_s, 2, text, 0))
+        self.messages.begin()
 
     def take(self, kind: int, number: int, content: memoryview) -> None:
         """A record of the rings."""
@@ -205,7 +208,7 @@ def _wait(parent: int, wait_s: float, end_s: float, patience_s: float) -> float:
     if end_s < math.inf:
         time.sleep(wait_s)
     elif select.select([parent], [], [], wait_s)[0]:
-        return time.monotonic() + patience_s
+        return time.monotonic() + (patience_s if os.read(parent, 1) == CLOSING else _ORPHAN_PATIENCE_S)
     return end_s
 
 

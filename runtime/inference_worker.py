@@ -23,6 +23,7 @@ from typing import cast
 from actlet.errors import ActletError, CallerError
 from actlet.manifest import MANIFEST_NAME
 from actlet.protocols import Policy
+from runtime.access import RemoteAccess
 from runtime.mailbox import Mailbox
 from runtime.messages import most_bytes, pack_answer, unpack_question
 from runtime.real_time import RealTime, set_out_of_memory_score, take_real_time
@@ -67,6 +68,10 @@ class WorkerConfig:
     trusted_keys: str | None = None
     priority: int | None = None
     """SCHED_FIFO priority, None for none."""
+    token_file: str | None = None
+    tls_ca: str | None = None
+    """For a policy elsewhere, as `runtime.access.RemoteAccess.of` takes them."""
+    answer_timeout_s: float | None = 2.0
     memory_bytes: int | None = None
     """Memory of its own that it may have (RLIMIT_DATA: heap, arenas and other private memory that can be written, not files and not what a GPU's driver reserves).
     None for 2 GiB and eight times a bundle's files where a bundle runs on the processor, and for no limit of everything else; 0 for no limit."""
@@ -82,7 +87,14 @@ def main() -> int:
     set_out_of_memory_score(_FIRST_TO_GO)
     try:
         memory_bytes = _limit_memory(config)
-        policy = _opener(config.opener)(config.policy, config.threads, trusted_keys=config.trusted_keys, backend=config.backend)
+        policy = _opener(config.opener)(
+            config.policy,
+            config.threads,
+            trusted_keys=config.trusted_keys,
+            backend=config.backend,
+            access=RemoteAccess.of(config.token_file, config.tls_ca) if config.token_file or config.tls_ca else None,
+            answer_timeout_s=config.answer_timeout_s,
+        )
         take_real_time(RealTime(priority=config.priority, lock_memory=False))  # After its threads were made: they stay ordinary ones.
     except ActletError as error:
         os.write(said, json.dumps({"error": str(error)}).encode() + b"\n")

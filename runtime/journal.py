@@ -16,11 +16,17 @@ from actlet.protocols import Observation
 from runtime.failsafe import Verdict
 from runtime.inference import Answer
 
-__all__ = ["Journal"]
+__all__ = ["NOT_ASKED", "Journal"]
+
+NOT_ASKED = "not asked"
+"""Why the policy was not shown an observation that was taken for the journal alone."""
 
 
 class Journal(Protocol):
-    """Is told what the loop sees, is answered, judges and commands, in this order within a step."""
+    """Is told what the loop sees, is answered, judges and commands, in this order within a step.
+
+    Optional attribute: `every_step`; true, it is shown an observation at every step, also where the policy is not asked (`NOT_ASKED`).
+    """
 
     def observed(self, step: int, now_s: float, observation: Observation, refused: str) -> None:
         """The robot was looked at; `refused` says why the policy was not shown it, empty otherwise. Once per question, not once per step."""

@@ -27,6 +27,8 @@ from runtime.watch import ClampWatch
 __all__ = ["INTERRUPTED", "LoopSteps", "Stop"]
 
 INTERRUPTED = "interrupted by the user"
+_BRISK_S = 2.5e-3
+"""In shorter periods a command is sent first, as the plan of the step before has it, and what takes longer is done in the rest of its period."""
 _MOMENT = 1e-6
 """Forgives the rounding of divisions of clock readings, in ticks."""
 
@@ -81,6 +83,7 @@ class LoopSteps:
         self._clock, self._sleep, self._on_step, self._ticks = clock, sleep, on_step, ticks
         self._dt_s = 1.0 / (config.rate_hz or policy.spec.timing.rate_hz)
         self._tick_s = self._dt_s if ticks is None else ticks.tick_s
+        self._brisk = ticks is not None and self._tick_s < _BRISK_S
         # An answer that is waited for is for the very step at which it was asked; and where time passes with commands alone, what is seen after one is
         # the next step's.
         self._asks_first = config.inference == "inline" or bool(getattr(robot, "virtual_time", False))
@@ -108,6 +111,7 @@ class LoopSteps:
         self._tick = 0  # The next one to be run.
         self._due: DueAction | None = None
         self._planned = False  # There is a command for the ticks of this step.
+        self._known_to = 0  # The step up to which the plan has actions of the policy.
         self._limited = 0  # Values that were clipped or slowed in it.
         self._holds_in_a_row = 0
         self._used = -1  # Step of the newest observation that a command was made of.
@@ -164,10 +168,12 @@ class LoopSteps:
         """One control step to its first command; returns its number, which is a later one when an inline policy or a slow camera took longer than a
         period."""
         self._heed_operator()
+        is_sent = self._brisk and self._send_as_planned(step)
         if not self._judge.must_end:
             self._talk.take(step, self._now(step))
             if self._asks_first:
                 step = self._ask_and_wait(step)
+                self._talk.look_along(step, self._now(step))
                 self._heed_operator()
         self._before = self._limiter
         self._due = self._talk.due(step)
@@ -185,9 +191,12 @@ class LoopSteps:
             passed = max(0, self._ticks.first_tick(step) - self._tick)  # While an inline policy computed.
             self._statistics.missed_commands += passed
             self._tick += passed
-        self._send(step, None if limited is None else limited.command)
+        if not is_sent:
+            self._send(step, None if limited is None else limited.command)
         if not self._asks_first and not self._judge.must_end and self._talk.is_time_to_ask(step):
             self._talk.ask(step, self._now(step), self._before)
+        if not self._asks_first:
+            self._talk.look_along(step, self._now(step))
         if self._on_step is not None and Cause.LOOP_FAULT not in self._judge.active:
             self._on_step(step, self._statistics)
         self._stop_if_over(limited)
@@ -204,22 +213,39 @@ class LoopSteps:
                 following = self._ticks.step_of(self._tick)
                 self._statistics.missed_deadlines += following - step - 1
                 return following
-            self._look_up(step)
-            self._send(step, None)
+            self._heed_between(step)
+            if self._brisk:
+                self._send(step, None)
+            self._use_answer(step)
+            if not self._brisk:
+                self._send(step, None)
 
-    def _look_up(self, step: int) -> None:
-        """Between two steps: a new chunk is used at once, and so is a button."""
+    def _send_as_planned(self, step: int) -> bool:
+        """The first command of a step before it is judged, if all is well and the step before knew what is due; whether it was sent."""
+        ticks = self._ticks
+        if ticks is None or not self._planned or step >= self._known_to or self._tick != ticks.first_tick(step):
+            return False
+        if self._judge.state is not State.RUN or self._judge.active or (due := self._talk.due(step)) is None:
+            return False
+        self._due = due
+        self._send(step, None)
+        return True
+
+    def _heed_between(self, step: int) -> None:
+        """A button, or a robot that does not listen, counts between two steps too."""
         if self._judge.state < State.ESTOP and (self._buttons.pressed or (self._judge.must_end and self._judge.state < State.RAMP)):
             self._heed_operator()
             self._judge.decide(self._now(step), 0.0)
             # RAMP begins with the next step, which fades what moves; an emergency does not wait for it.
             if self._judge.state is State.ESTOP and (still := copy.copy(self._before).hold()) is not None:
                 self._plan(step, [still.command], holds=True)
-            return
+
+    def _use_answer(self, step: int) -> None:
+        """A new chunk counts between two steps too."""
         if self._judge.must_end or not self._talk.take(step, self._now(step)) or self._judge.state is not State.RUN:
             return
         due = self._talk.due(step)
-        if due is None or self._planned is False:
+        if due is None or not self._planned:
             return
         self._due = due
         limiter = copy.copy(self._before)
@@ -233,9 +259,11 @@ class LoopSteps:
     def _plan_ahead(self, step: int, limited: Limited) -> None:
         """Tell the ticks what is commanded in this step and, as it looks now, after it."""
         assert self._ticks is not None
-        commands = [limited.command]
+        commands, self._known_to = [limited.command], step
         if self._judge.state is State.RUN:
-            commands += self._talk.following(step + 1, self._ticks.steps_ahead, self._limiter)
+            more, known = self._talk.following(step + 1, self._ticks.steps_ahead, self._limiter)
+            commands += more
+            self._known_to += 1 + known
         self._plan(step, commands, holds=self._judge.state not in (State.RUN, State.SAFE_POSE))
 
     def _plan(self, step: int, commands: Sequence[NDArray[np.float32]], *, holds: bool) -> None:
@@ -358,7 +386,7 @@ class LoopSteps:
         if self._journal is not None:
             try:
                 self._journal.commanded(
-                    step, step if ticks is None else tick, self._clock(), None if due is None else due.action, sent, self._limited
+                    step, step if ticks is None else tick, self._now(step), None if due is None else due.action, sent, self._limited
                 )
             except Exception:
                 counted.journal_errors += 1

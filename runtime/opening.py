@@ -14,10 +14,11 @@ from actlet.errors import BundleError, CallerError
 from actlet.manifest import MANIFEST_NAME
 from actlet.protocols import Policy
 from actlet.storage import read_json
+from runtime.access import RemoteAccess
 from runtime.signature import TRUSTED_KEYS_VARIABLE, keys_to_trust, require_signature
 from runtime.trial import try_bundle
 
-__all__ = ["is_remote", "kind_of", "open_policy"]
+__all__ = ["is_elsewhere", "is_remote", "kind_of", "open_policy"]
 
 _CHECKPOINTS = {
     "student": ("distill.student", "open_student"),
@@ -30,8 +31,17 @@ _DESCRIPTION = "actlet_teacher.json"  # In the folder of a checkpoint that is no
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether it names a policy on another machine."""
+    """Whether it names a policy on another machine by its URL."""
     return str(path).startswith(("ws://", "wss://"))
+
+
+def is_elsewhere(path: str | Path) -> bool:
+    """Whether it names a policy on another machine, by its URL or by a file.
+
+    Raises:
+        CallerError: It names nothing at all.
+    """
+    return is_remote(path) or kind_of(path) in _FILES
 
 
 def kind_of(path: str | Path) -> str:
@@ -62,7 +72,15 @@ def kind_of(path: str | Path) -> str:
     return str(kind)
 
 
-def open_policy(path: str | Path, threads: int = 1, *, trusted_keys: str | Path | None = None, backend: str = "cpu") -> Policy:
+def open_policy(
+    path: str | Path,
+    threads: int = 1,
+    *,
+    trusted_keys: str | Path | None = None,
+    backend: str = "cpu",
+    access: RemoteAccess | None = None,
+    answer_timeout_s: float | None = 2.0,
+) -> Policy:
     """Open a policy for inference.
 
     A bundle is first opened in a process of its own (`runtime.trial`), and where keys are trusted it must be signed with one of them.
@@ -72,11 +90,13 @@ def open_policy(path: str | Path, threads: int = 1, *, trusted_keys: str | Path 
         threads: Threads of one prediction on this machine's processor.
         trusted_keys: A public key, or a folder of them (`runtime.signature`); None for what ACTLET_TRUSTED_KEYS says, if it says anything.
         backend: What runs a bundle's policy, of `runtime.backends.BACKENDS`; the trial before is on the processor in any case.
+        access: Token and certificates for a policy elsewhere; None: the token of ACTLET_TOKEN, if there is one, and the system's certificates.
+        answer_timeout_s: Longest wait for an answer of an openpi server; None for as long as it is of use in real time.
 
     Raises:
         CallerError: The folder holds none of them, or what it holds is not sound; or it is no bundle, and a backend is named.
         MissingLibraryError: What was asked for cannot run here.
-        RemoteError: The server cannot be reached.
+        RemoteError: The server cannot be reached. One that refuses the token, or whose certificate is not believed, is a CallerError.
     """
     keys = keys_to_trust(trusted_keys)
     kind = "server" if is_remote(path) else kind_of(path)
@@ -90,13 +110,16 @@ def open_policy(path: str | Path, threads: int = 1, *, trusted_keys: str | Path 
     if kind == "server":
         from runtime.remote_policy import RemotePolicy
 
-        return RemotePolicy(str(path))
+        return RemotePolicy(str(path), answer_timeout_s=answer_timeout_s, access=access)
     if kind == "bundle":
         return _open_bundle(path, threads, keys, backend)
     module, function = (_CHECKPOINTS | _FILES)[kind]
-    if kind in _CHECKPOINTS:
-        importlib.import_module("torch").set_num_threads(threads)
-    opened: Policy = getattr(importlib.import_module(module), function)(path)
+    opened: Policy
+    if kind in _FILES:
+        opened = getattr(importlib.import_module(module), function)(path, access)
+        return opened
+    importlib.import_module("torch").set_num_threads(threads)
+    opened = getattr(importlib.import_module(module), function)(path)
     return opened
 
 

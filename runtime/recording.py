@@ -70,6 +70,7 @@ class Recording:
         """Records by kind (`Kind.label`)."""
         self.lost: dict[str, int] = {}
         """Records by kind that were made and are not here. Of a file without its end, those between two that are here."""
+        self._told = ""
         self._pictures: dict[int, dict[str, _Picture]] = {}
 
     @functools.cached_property
@@ -80,7 +81,7 @@ class Recording:
     @property
     def instruction(self) -> str:
         """What was asked for."""
-        return str(self.about["about"].get("instruction") or "")
+        return str(self.about["about"].get("instruction") or self._told)
 
     @property
     def ticks_per_step(self) -> int:
@@ -276,6 +277,9 @@ def _read_chunk(run: Recording, records: list[Any], start: int, topics: dict[int
             numbers[Kind.PICTURED.label].append(record.sequence)
             step = _policy_step(record.data)
             run._pictures.setdefault(step, {})[topic.removeprefix(CAMERA_TOPIC)] = _Picture(start, place)
+        elif topic == "/instruction":
+            numbers[Kind.NOTED.label].append(record.sequence)
+            run._told = json.loads(record.data)["text"]
         elif topic == "/result":
             numbers[Kind.NOTED.label].append(record.sequence)
             run.result = json.loads(record.data)

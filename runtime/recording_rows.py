@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 __all__ = ["AnswerRow", "CommandRow", "JudgedRow", "LogRow", "ObservedRow"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CommandRow:
     """One command."""
 
@@ -24,7 +24,7 @@ class CommandRow:
     """Values that were clipped or slowed."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ObservedRow:
     """One look at the robot; the pictures are `Recording.pictures`'s."""
 
@@ -39,7 +39,7 @@ class ObservedRow:
     """Why the policy was not shown it, empty if it was."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerRow:
     """One answer of the policy."""
 
@@ -56,7 +56,7 @@ class AnswerRow:
     """float32 (H,)."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedRow:
     """The failsafe has changed."""
 
@@ -68,7 +68,7 @@ class JudgedRow:
     words: str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LogRow:
     """A line of the log."""
 

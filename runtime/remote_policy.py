@@ -2,14 +2,17 @@
 
 Everything that comes back is checked before it becomes a chunk: shape, type, finite, and inside the action limits. A server that
 hangs is given up after a time that the caller sets; since openpi numbers neither questions nor answers, the connection is then
-closed, so that a late answer can never be taken for the next one, and made anew at the next question.
+closed, so that a late answer can never be taken for the next one, and made anew at the next question. An `actlet serve` says the number
+of the question with its answer as well.
+
+    lost       ─▶ the next question connects anew, within the longer of 0.5 s and four times what the first connection took
+    lost again ─▶ no attempt for 0.05 s, then 0.1, 0.2, at most 0.25 s: questions meanwhile fail at once
+
+so that a robot that stands still goes on within a second after a network that was cut or stalled is there again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -17,18 +20,24 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from actlet.errors import ActletError, MissingExtraError, RemoteError, SpecError
+from actlet.errors import ActletError, RemoteError, SpecError
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec, require_same
+from runtime.access import RemoteAccess
+from runtime.websocket_line import WebsocketLine
 from runtime.wires.openpi import ObservationKeys, pack, unpack
 
-__all__ = ["METADATA_KEY", "RemotePolicy", "read_floats"]
+__all__ = ["METADATA_KEY", "SEQUENCE_KEY", "RemotePolicy", "read_floats", "useful_delay_s"]
 
 T = TypeVar("T")
 
 METADATA_KEY = "actlet"
-_LARGEST_FRAME = 16 * 2**20
-_CLOSE_TIMEOUT_S = 0.2  # a server that hangs does not say goodbye either
+SEQUENCE_KEY = "sequence"
+"""In the metadata's part of actlet, True: a question may have a number under this key, and the answer has the same."""
+_LARGEST_FRAME = 4 * 2**20  # A chunk is some kilobytes; LeRobot's and gRPC's limit.
+_RECONNECT_S, _RECONNECT_FACTOR = 0.5, 4.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 0.25
+_SHORTEST_DEADLINE_S, _LONGEST_DEADLINE_S = 0.25, 2.0
 
 
 class RemotePolicy:
@@ -38,13 +47,14 @@ class RemotePolicy:
         url: As in "ws://10.0.0.2:8000".
         spec: What the robot needs. None: what the server says of itself, which only `actlet serve` does.
         keys: Names of the observation's parts. None: those that the server says, or those of `actlet serve`.
-        connect_timeout_s: For the connection and the server's first words.
-        answer_timeout_s: For one answer, and for sending one question.
+        connect_timeout_s: For the first connection and the server's first words.
+        answer_timeout_s: For one answer, and for sending one question. None: `useful_delay_s`.
         largest_frame: Bytes of a message; a larger one is refused unread.
-        api_key: Sent as the header "Authorization: Api-Key ...".
+        access: The token, and whose certificates are believed; None: the token of ACTLET_TOKEN, if there is one, and the system's.
 
     Raises:
         RemoteError: It cannot be reached, or does not speak openpi.
+        CallerError: It refuses the token, or its certificate is not believed.
         SpecError: It says that it is another policy than `spec`, or says nothing and `spec` is None; or `keys` leave something out.
         MissingExtraError: `websockets` or `msgpack` is not installed.
     """
@@ -56,20 +66,24 @@ class RemotePolicy:
         *,
         keys: ObservationKeys | None = None,
         connect_timeout_s: float = 5.0,
-        answer_timeout_s: float = 2.0,
+        answer_timeout_s: float | None = 2.0,
         largest_frame: int = _LARGEST_FRAME,
-        api_key: str | None = None,
+        access: RemoteAccess | None = None,
     ) -> None:
-        self.url, self.connect_timeout_s, self.answer_timeout_s = url, connect_timeout_s, answer_timeout_s
-        self.largest_frame, self._headers = largest_frame, {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        self.url, self.connect_timeout_s, self.largest_frame = url, connect_timeout_s, largest_frame
+        self.answer_timeout_s: float = _LONGEST_DEADLINE_S if answer_timeout_s is None else answer_timeout_s
+        self.access = access or RemoteAccess.of()
         self.clipped = 0
         """Action values outside the specification's limits so far; each was set to the limit."""
         self.server_timing: dict[str, Any] = {}
         """What the server said of its last answer, as in ``infer_ms`` and ``batch``; empty where it says nothing."""
-        self._connection: Any = None
-        self._open = contextlib.ExitStack()
+        self._line: WebsocketLine | None = None
         self._wanted = spec
-        self.metadata = self._connect()
+        self._sequence, self._failures, self._not_before_s = 0, 0, 0.0
+        started = time.monotonic()
+        self.metadata = self._connect(connect_timeout_s)
+        self.reconnect_timeout_s = min(connect_timeout_s, max(_RECONNECT_S, _RECONNECT_FACTOR * (time.monotonic() - started)))
+        """For a connection that is made anew."""
         theirs = _spec_in(self.metadata, url)
         if theirs is None and spec is None:
             self.close()
@@ -77,6 +91,8 @@ class RemotePolicy:
                 f"{url} does not say what it sees and commands (keys of its metadata: {sorted(map(str, self.metadata))}): give a spec."
             )
         self.spec: PolicySpec = spec or theirs  # type: ignore[assignment]
+        if answer_timeout_s is None:
+            self.answer_timeout_s = useful_delay_s(self.spec)
         self.keys = keys or ObservationKeys.of(self.spec.observation)
         try:
             self.keys.require_all(self.spec.observation)
@@ -95,9 +111,12 @@ class RemotePolicy:
 
     def close(self) -> None:
         """Close the connection; the next question makes a new one."""
-        self._connection = None
-        with contextlib.suppress(Exception):  # It is given up; that it does not say goodbye changes nothing.
-            self._open.close()
+        self._end(politely=True)
+
+    def _end(self, *, politely: bool = False) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.close() if politely else line.close(within_s=0.0)
 
     def __enter__(self) -> RemotePolicy:
         return self
@@ -118,86 +137,78 @@ class RemotePolicy:
             ObservationError, RemoteError: As `predict`.
         """
         self.spec.observation.check(observation.images, observation.state)
-        question = pack({**self.keys.message(observation, instruction), **more})
-        if self._connection is not None and self._has_ended():
-            self.close()
-        if self._connection is None:
-            self.metadata = self._connect()
+        message = {**self.keys.message(observation, instruction), **more}
+        try:
+            answer = self._exchange(message, read)
+        except _NotYet:
+            raise
+        except BaseException:
+            self._failures += 1
+            wait_s = 0.0 if self._failures < 2 else min(_FIRST_WAIT_S * 2.0 ** min(self._failures - 2, 8), _LONGEST_WAIT_S)
+            self._not_before_s = time.monotonic() + wait_s
+            raise
+        self._failures = 0
+        return answer
+
+    def _exchange(self, message: dict[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
+        if self._line is not None:
+            try:
+                if self._line.has_ended():
+                    self._end()
+            except RemoteError as error:  # It would be taken for the answer to the question that follows.
+                self._end()
+                raise RemoteError(f"{self.url}: {error}") from error
+        if self._line is None:
+            if (wait_s := self._not_before_s - time.monotonic()) > 0:
+                raise _NotYet(f"{self.url}: not connected; the next try is in {wait_s:.2f} s.")
+            self.metadata = self._connect(self.reconnect_timeout_s)
+        line = self._line
+        assert line is not None
+        self._sequence += 1
+        if _own(self.metadata).get(SEQUENCE_KEY) is True:
+            message = {**message, SEQUENCE_KEY: self._sequence}
         started = time.monotonic()
         try:
-            self._connection.send(question)
-            answer = unpack(self._connection.recv(timeout=self.answer_timeout_s))
+            line.send(pack(message), self.answer_timeout_s)
+            answer = unpack(line.recv(self.answer_timeout_s))
+            if SEQUENCE_KEY in message and answer.get(SEQUENCE_KEY) != self._sequence:
+                raise RemoteError(
+                    f"the answer has the {SEQUENCE_KEY} {answer.get(SEQUENCE_KEY)!r:.40}, expected {self._sequence}: "
+                    "it belongs to another question."
+                )
             timing = answer.get("server_timing")
             self.server_timing = timing if isinstance(timing, dict) else {}
             return read(answer)
         except TimeoutError as error:
-            self.close()
+            self._end()
             raise RemoteError(f"{self.url}: no answer within {self.answer_timeout_s:g} s; the connection is closed.") from error
         except ActletError as error:
-            self.close()
+            self._end()
             raise RemoteError(f"{self.url}: {error}") from error
         except Exception as error:  # websockets' own types, and the operating system's
-            self.close()
+            self._end()
             spent = time.monotonic() - started
             raise RemoteError(f"{self.url}: the connection was lost after {spent:.1f} s ({type(error).__name__}: {error}).") from error
         except BaseException:  # Ctrl-C: the answer that is on its way must not become the next question's.
-            self.close()
+            self._end()
             raise
 
-    def _has_ended(self) -> bool:
-        """Whether the server closed the connection while nothing was asked, as it does after a pause. A frame that is here before the question
-        would be taken for its answer, and is refused."""
-        from websockets.exceptions import ConnectionClosed
-
+    def _connect(self, timeout_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        self._line = line = WebsocketLine(self.url, self.access, timeout_s=timeout_s, largest_frame=self.largest_frame)
         try:
-            self._connection.recv(timeout=0)
-        except TimeoutError:
-            return False
-        except ConnectionClosed:
-            return True
-        self.close()
-        raise RemoteError(f"{self.url}: the server sent a frame that nothing was asked for; the connection is closed.")
-
-    def _connect(self) -> dict[str, Any]:
-        try:
-            from websockets.sync.client import connect
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("websockets", "remote", "a policy over the network") from error
-        deadline = time.monotonic() + self.connect_timeout_s
-        try:
-            connection = self._open.enter_context(
-                connect(
-                    self.url,
-                    compression=None,
-                    max_size=self.largest_frame,
-                    additional_headers=self._headers,
-                    open_timeout=self.connect_timeout_s,
-                    close_timeout=_CLOSE_TIMEOUT_S,
-                    proxy=None,
-                )
-            )
-        except Exception as error:
-            what = str(error) or type(error).__name__
-            raise RemoteError(f"{self.url} cannot be reached: {what}. Is the server running, as in: actlet serve bundles/int8 ?") from error
-        self._connection = connection
-        # Sending, too, must end: a server that stops reading fills the socket's buffer, and a large frame would wait for ever.
-        with contextlib.suppress(OSError):  # Closed by the server already: receiving says why.
-            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self.answer_timeout_s))
-        try:
-            metadata = unpack(connection.recv(timeout=max(0.0, deadline - time.monotonic())))
+            metadata = unpack(line.recv(max(0.0, deadline - time.monotonic())))
             theirs = _spec_in(metadata, self.url)
             if self._wanted is not None and theirs is not None:
                 require_same(self._wanted, theirs, what=f"the robot and the policy at {self.url}")
         except TimeoutError as error:
-            self.close()
-            raise RemoteError(
-                f"{self.url}: connected, but no metadata within {self.connect_timeout_s:g} s; is it an openpi server?"
-            ) from error
+            self._end()
+            raise RemoteError(f"{self.url}: connected, but no metadata within {timeout_s:g} s; is it an openpi server?") from error
         except ActletError:
-            self.close()
+            self._end()
             raise
         except Exception as error:
-            self.close()
+            self._end()
             raise RemoteError(f"{self.url}: the connection was lost before any metadata ({type(error).__name__}: {error}).") from error
         if self._wanted is None:
             self._wanted = theirs  # A server that is another one after a lost connection is refused.
@@ -212,14 +223,25 @@ class RemotePolicy:
         return ActionChunk(actions=inside, confidence=np.clip(confidence, 0.0, 1.0))
 
 
-def _timeval(seconds: float) -> bytes:
-    whole = int(seconds)
-    return struct.pack("ll", whole, max(1, int((seconds - whole) * 1e6)))
+class _NotYet(RemoteError):
+    """No attempt was made: it is too early for the next one."""
+
+
+def useful_delay_s(spec: PolicySpec) -> float:
+    """How long an answer is worth waiting for in real time: until it would be later than the policy was made for, 0.25 .. 2 s."""
+    timing = spec.timing
+    return min(max((timing.max_delay_steps + 1) / timing.rate_hz, _SHORTEST_DEADLINE_S), _LONGEST_DEADLINE_S)
+
+
+def _own(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What an `actlet serve` says of itself; empty of other servers."""
+    own = metadata.get(METADATA_KEY)
+    return own if isinstance(own, dict) else {}
 
 
 def _spec_in(metadata: dict[str, Any], url: str) -> PolicySpec | None:
-    own = metadata.get(METADATA_KEY)
-    if not isinstance(own, dict) or "spec" not in own:
+    own = _own(metadata)
+    if "spec" not in own:
         return None
     return PolicySpec.from_dict(own["spec"], where=f"{url}: spec")
 

@@ -66,6 +66,7 @@ def open_remote_sampler(
 
     Raises:
         RemoteError: It cannot be reached, or does not speak openpi.
+        CallerError: It refuses the token, or its certificate is not believed.
         SpecError: It gives distributions, so that samples would be less than it has; or what it says of itself is contradictory.
         MissingExtraError: `websockets` or `msgpack` is not installed.
     """

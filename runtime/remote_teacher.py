@@ -23,6 +23,7 @@ from actlet.action_tokens import ActionTokenizer
 from actlet.errors import CallerError, RemoteError, SpecError
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
+from runtime.access import RemoteAccess
 from runtime.remote_policy import METADATA_KEY, RemotePolicy, read_floats
 from runtime.wires.openpi import DISTRIBUTION_KEY
 
@@ -42,10 +43,11 @@ class RemoteTeacher:
         connections: Questions on their way at once. Twice the server's largest batch: while one is computed, the next one gathers.
         connect_timeout_s: For one connection and the server's first words.
         answer_timeout_s: For one answer. Labels can wait longer than a robot.
-        api_key: Sent as the header "Authorization: Api-Key ...".
+        access: The token, and whose certificates are believed; None: the token of ACTLET_TOKEN, if there is one, and the system's.
 
     Raises:
         RemoteError: It cannot be reached, or does not speak openpi.
+        CallerError: It refuses the token, or its certificate is not believed.
         SpecError: It is no teacher, or differs from `spec`.
         MissingExtraError: `websockets` or `msgpack` is not installed.
     """
@@ -58,7 +60,7 @@ class RemoteTeacher:
         connections: int = 32,
         connect_timeout_s: float = 10.0,
         answer_timeout_s: float = 60.0,
-        api_key: str | None = None,
+        access: RemoteAccess | None = None,
     ) -> None:
         if connections < 1:
             raise CallerError(f"connections {connections}: expected 1 or more.")
@@ -66,7 +68,7 @@ class RemoteTeacher:
         self._options: dict[str, Any] = {
             "connect_timeout_s": connect_timeout_s,
             "answer_timeout_s": answer_timeout_s,
-            "api_key": api_key,
+            "access": access,
         }
         first = _Line(url, spec, **self._options)
         self._lines = [first]
@@ -150,8 +152,8 @@ class _Line(RemotePolicy):
         """float32 (A, K)."""
         return self.ask(observation, instruction, read=self._distribution, **{DISTRIBUTION_KEY: True})
 
-    def _connect(self) -> dict[str, Any]:
-        metadata = super()._connect()
+    def _connect(self, timeout_s: float) -> dict[str, Any]:
+        metadata = super()._connect(timeout_s)
         try:
             teacher = _teacher_in(metadata, self.url)
             if self.teacher and teacher != self.teacher:

@@ -11,7 +11,7 @@ and then ``actlet run oft.json``, `actlet bench closed-loop`, `open_policy("oft.
 
 Everything that comes back is checked before it becomes a chunk: size, shape, type, finite, and inside the action limits. A question has
 one deadline for all of it (connecting, sending, waiting, receiving), and a connection of its own, so that a late answer can never be
-taken for the next one. The servers decide by themselves which way a gripper is meant: what comes back must be in the specification's units.
+taken for the next one. A server of ours may ask for a token (`runtime.access`); https:// is checked against its certificate. The servers decide by themselves which way a gripper is meant: what comes back must be in the specification's units.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import http.client
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from actlet.plain import PlainJson
 from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
 from actlet.storage import read_json, write_json
+from runtime.access import TOKEN_VARIABLE, RemoteAccess
 from runtime.wires.openvla_rest import as_actions, pack, unpack
 
 __all__ = ["RestPolicy", "RestPolicyConfig", "open_rest_policy"]
@@ -93,13 +95,26 @@ class RestPolicy:
 
     Args:
         config: Where, and under which names.
+        access: The token, and whose certificates are believed; None: the token of ACTLET_TOKEN, if there is one, and the system's.
     """
 
-    def __init__(self, config: RestPolicyConfig) -> None:
+    def __init__(self, config: RestPolicyConfig, access: RemoteAccess | None = None) -> None:
         timing = dataclasses.replace(config.spec.timing, committed_steps=0)  # No question of this wire has room for what is on its way.
         self.config, self.spec = config, dataclasses.replace(config.spec, timing=timing)
+        self.access = access or RemoteAccess.of()
         self.clipped = 0
         """Action values outside the specification's limits so far; each was set to the limit."""
+
+    def prepare(self, instruction: str) -> None:
+        """Ask once, with black pictures, before anything moves: a server that is not there or refuses is found out then.
+
+        Raises:
+            CallerError: It refuses the token, or its certificate is not believed.
+            RemoteError: As `predict`.
+        """
+        seen = self.spec.observation
+        images = {camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in seen.cameras}
+        self.predict([Observation(images, np.zeros(seen.state_dim, np.float32))], [instruction])
 
     def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
         """One chunk per observation, asked one after the other. The server says no confidence: it is 1.
@@ -107,6 +122,7 @@ class RestPolicy:
         Raises:
             ObservationError: A frame or state of another size or type; nothing is sent.
             RemoteError: No answer in time, a lost connection, the server's own error, or an answer that cannot be used.
+            CallerError: The server refuses the token, or its certificate is not believed.
         """
         return [self._predict_one(*pair) for pair in zip(observations, instructions, strict=True)]
 
@@ -135,15 +151,25 @@ class RestPolicy:
     def _ask(self, question: bytes) -> bytes:
         """The body of the answer, or a RemoteError before the deadline."""
         parts, deadline = urlsplit(self.config.url), _Deadline(self.config.timeout_s)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(str(parts.hostname), parts.port, timeout=self.config.timeout_s)
+        connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            connection = http.client.HTTPSConnection(
+                str(parts.hostname), parts.port, timeout=self.config.timeout_s, context=self.access.context()
+            )
+        else:
+            connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=self.config.timeout_s)
         path = parts.path + (f"?{parts.query}" if parts.query else "")
         try:
             connection.connect()
             with deadline.of(connection.sock):
-                headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
+                headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close", **self.access.headers}
                 connection.request("POST", path, question, headers)
                 return self._body(connection.getresponse())
+        except ssl.SSLCertVerificationError as error:
+            raise CallerError(
+                f"{self.config.url}: its certificate is not believed ({error.verify_message}). Give the certificate of its authority with --tls-ca, "
+                "and ask by a name that the certificate has."
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             if deadline.is_past:
                 raise RemoteError(f"no answer within {self.config.timeout_s:g} s; the connection is closed.") from error
@@ -158,6 +184,11 @@ class RestPolicy:
             body += piece
             if len(body) > limit:
                 raise RemoteError(f"the answer is larger than {limit} bytes; the rest is not read.")
+        if answer.status == http.client.UNAUTHORIZED:
+            given = "another token than the server's" if self.access.token else "no token"
+            raise CallerError(
+                f"{self.config.url}: refused, {given} was given. Give the server's with --token-file, or in {TOKEN_VARIABLE}."
+            )
         if answer.status != http.client.OK:
             page = " ".join(body.decode(errors="replace").split())[:_SHOWN]
             raise RemoteError(f"status {answer.status} {answer.reason}: {page}")
@@ -199,8 +230,8 @@ class _Deadline:
             raise TimeoutError
 
 
-def open_rest_policy(path: str | Path) -> RestPolicy:
-    """A policy by the file that `RestPolicyConfig.write` wrote.
+def open_rest_policy(path: str | Path, access: RemoteAccess | None = None) -> RestPolicy:
+    """A policy by the file that `RestPolicyConfig.write` wrote; `access` as for `RestPolicy`.
 
     Raises:
         CallerError: The file cannot be read.
@@ -210,4 +241,4 @@ def open_rest_policy(path: str | Path) -> RestPolicy:
         document = read_json(path)
     except (OSError, ValueError) as error:
         raise CallerError(f"{path} cannot be read: {error}") from error
-    return RestPolicy(RestPolicyConfig.from_dict(document, where=str(path)))
+    return RestPolicy(RestPolicyConfig.from_dict(document, where=str(path)), access)

@@ -6,13 +6,14 @@
 The first camera is "full_image", or "image" as in OpenVLA; the others have their own names; "unnorm_key" and other keys are ignored. A
 question that cannot be answered gets status 400 and ``{"error": "why"}``, where upstream answers "error" with status 200; whatever the
 policy raises is 500. Questions are answered one after the other; robots that should be answered in batches use the websocket of
-`runtime.serve`. There is no authentication: keep the port inside the robot's own network.
+`runtime.serve`. TLS and a token (`runtime.access`) are for addresses that others reach: a question without the token gets status 401, unread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ import numpy as np
 
 from actlet.errors import ActletError, CallerError, ObservationError, RemoteError
 from actlet.protocols import Observation, Policy
+from runtime.access import ServerAccess
 from runtime.wires.openvla_rest import pack, unpack
 
 __all__ = ["RestServer"]
@@ -30,6 +32,7 @@ __all__ = ["RestServer"]
 _FIRST_CAMERA = ("full_image", "image")
 _DISCARDED = 2**22  # bytes of a question that was refused
 _LENGTH_DIGITS = 18  # of a Content-Length: what is longer is no length
+_SOCKETS_PER_QUESTION = 4  # Connections that are open; most of them wait between two questions.
 _QUESTION_S = 10.0  # Longest that a question may take to come in; one that trickles in would hold its place for ever.
 
 
@@ -45,15 +48,23 @@ class RestServer:
         port: 0 for any that is free.
         connections: Questions at once; one more gets status 503.
         idle_timeout_s: A connection on which nothing comes for so long is closed.
+        access: Who is answered, and whether the wire is encrypted; None for everybody, and not.
 
     Raises:
-        CallerError: The address cannot be used.
+        CallerError: The address, the certificate or the key cannot be used.
     """
 
     def __init__(
-        self, policy: Policy, *, host: str = "127.0.0.1", port: int = 8777, connections: int = 64, idle_timeout_s: float = 30.0
+        self,
+        policy: Policy,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8777,
+        connections: int = 64,
+        idle_timeout_s: float = 30.0,
+        access: ServerAccess | None = None,
     ) -> None:
-        self.policy = policy
+        self.policy, self.access = policy, access or ServerAccess()
         self.answered = self.failed = 0
         observation = policy.spec.observation
         frames = sum(camera.height * camera.width * 3 for camera in observation.cameras)
@@ -63,14 +74,13 @@ class RestServer:
         """One for each question that may come in now."""
         self._turn = threading.Lock()
         try:
-            self._server = ThreadingHTTPServer((host, port), _handler(self, idle_timeout_s))
+            self._server = _Server((host, port), _handler(self, idle_timeout_s), self.access, _SOCKETS_PER_QUESTION * connections)
         except (OSError, OverflowError) as error:
             raise CallerError(
                 f"{host}:{port} cannot be served: {getattr(error, 'strerror', None) or error}. Give another --port."
             ) from error
-        self._server.daemon_threads, self._server.block_on_close = True, False
         shown = "127.0.0.1" if host == "0.0.0.0" else host
-        self.url = f"http://{shown}:{self._server.server_port}/act"
+        self.url = f"{'https' if self.access.encrypts else 'http'}://{shown}:{self._server.server_port}/act"
         """Where it is reached from this machine, or from others where `host` allows."""
 
     def __enter__(self) -> RestServer:
@@ -132,6 +142,37 @@ def _error(text: str) -> bytes:
     return json.dumps({"error": text}).encode()
 
 
+class _Server(ThreadingHTTPServer):
+    """A thread for every connection, up to so many; one more is closed at once."""
+
+    daemon_threads, block_on_close = True, False
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], access: ServerAccess, most: int) -> None:
+        self._tls, self._places = access.context(), threading.BoundedSemaphore(most)
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self._tls is not None:  # The handshake waits for the first read, in the connection's own thread and with its timeout.
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a robot that goes away, or one that does not speak TLS, is no news."""
+
+
 def _handler(server: RestServer, idle_timeout_s: float) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -143,7 +184,11 @@ def _handler(server: RestServer, idle_timeout_s: float) -> type[BaseHTTPRequestH
 
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
-            if self.path != "/act":
+            given = self.headers.get_all("Authorization", [])
+            if len(given) > 1 or not server.access.allows(given[0] if given else None):
+                server.failed += 1
+                self._refuse(401, "this server answers those that know its token: Authorization: Bearer TOKEN")
+            elif self.path != "/act":
                 self._refuse(404, f"{self.path!r:.60}: expected /act")
             elif not length.isdecimal() or len(length) > _LENGTH_DIGITS:
                 self._refuse(411, "expected a Content-Length")

@@ -23,10 +23,11 @@ returns an `actlet.protocols.Robot`. Without ``--robot`` it is the simulated arm
         return MyArm()
 
 Names, units, limits, cameras and rate must be the bundle's, or nothing moves and the message names the difference. Some attributes
-are optional: `instruction`, `done` (True ends the run) and `success`; `safe_action()`, an action toward a pose in which the robot may be
-left, None once it is there, and `emergency_stop()`, for when the failsafe goes that far (docs/runtime.md); `virtual_time = True` says that
-the robot is a simulation: its time only passes with commands, so that a run need not keep the clock, and its cameras are drawn. An
-`Observation` that says when it was taken (`taken_s`) is not shown to the policy once it is old.
+are optional: `instruction`, `done` (True ends the run), `success` and `remarks` (words for the summary); `safe_action()`, an action
+toward a pose in which the robot may be left, None once it is there, and `emergency_stop()`, for when the failsafe goes that far
+(docs/runtime.md); `virtual_time = True` says that the robot is a simulation: its time only passes with commands, so that a run need
+not keep the clock, and its cameras are drawn. An `Observation` that says when it was taken (`taken_s`) is not shown to the policy once
+it is old. For LeRobot's robots and for ROS 2 nothing has to be written: docs/robots.md.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import inspect
+import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actlet.errors import CallerError, UnknownNameError
+from actlet.errors import CallerError, SpecError, UnknownNameError
 from actlet.protocols import Policy, Robot
 from actlet.specs import require_same
+from runtime.access import TLS_CA_HELP, TOKEN_HELP, RemoteAccess
 from runtime.backends import add_backend
 from runtime.control_loop import LoopConfig, LoopResult, drive
 from runtime.edge_first import EdgeFirst
@@ -53,26 +57,28 @@ from runtime.inference_worker import WorkerConfig
 from runtime.journal import Journal
 from runtime.loop_flags import add_loop_flags, cloud_of, loop_config
 from runtime.loop_statistics import LoopStatistics
-from runtime.opening import is_remote, kind_of, open_policy
+from runtime.observer import Observer
+from runtime.opening import is_elsewhere, open_policy
 from runtime.real_time import RealTime, take_real_time
 from runtime.signature import TRUSTED_KEYS_HELP, keys_to_trust
+from runtime.supervisor import SupervisorConfig
+from runtime.watched_run import WatchedRun, add_watch_flags
 
-__all__ = ["SIMULATED_ROBOT", "add_arguments", "make_robot", "run", "run_policy"]
+__all__ = ["SIMULATED_ROBOT", "add_arguments", "load_factory", "make_robot", "run", "run_policy"]
 
 SIMULATED_ROBOT = "episodes.simulated_robot:make_robot"
 _STATUS_EVERY_S, _PRIORITY = 0.2, 80
+_ELSEWHERE = SupervisorConfig(
+    standby=False, hang_s=10.0
+)  # A policy elsewhere has deadlines of its own, and a standby would take a place at its server.
 _EXIT_CODES = {"steps": 0, "done": 0, "terminate": 0, "interrupted": 130}  # The others: 1.
 
 
-def make_robot(name: str = SIMULATED_ROBOT, **options: Any) -> Robot:
-    """A robot by the name of its factory.
-
-    Args:
-        name: "package.module:factory"; the current folder is searched too.
-        options: Keywords for the factory, such as suite, task and seed.
+def load_factory(name: str) -> Callable[..., Any]:
+    """The function of a "package.module:factory"; the current folder is searched too.
 
     Raises:
-        CallerError: There is no such module or function, or it does not return a robot.
+        CallerError: There is no such module or function.
     """
     module_name, _, function = name.partition(":")
     if not module_name or not function:
@@ -88,7 +94,31 @@ def make_robot(name: str = SIMULATED_ROBOT, **options: Any) -> Robot:
         sys.path.remove("")
     if not hasattr(module, function):
         raise UnknownNameError(f"function in {module_name}:", function, [key for key in vars(module) if not key.startswith("_")])
-    robot = getattr(module, function)(**options)
+    factory: Callable[..., Any] = getattr(module, function)
+    return factory
+
+
+def _takes(factory: Callable[..., Any], keyword: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return keyword in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def make_robot(name: str = SIMULATED_ROBOT, **options: Any) -> Robot:
+    """A robot by the name of its factory.
+
+    Args:
+        name: "package.module:factory"; the current folder is searched too.
+        options: Keywords for the factory, such as suite, task and seed, and robot_config where there is one.
+
+    Raises:
+        CallerError: There is no such module or function, or it does not return a robot.
+    """
+    factory, robot_config = load_factory(name), options.get("robot_config")
+    if robot_config is not None and not _takes(factory, "robot_config"):
+        raise CallerError(
+            f"robot {name!r} takes no --robot-config, but {str(robot_config)!r} was given: leave it out, or name another --robot."
+        )
+    robot = factory(**options)
     if not isinstance(robot, Robot):
         needed = ("observation_spec", "action_spec", "rate_hz", "connect", "get_observation", "send_action", "disconnect")
         missing = [attribute for attribute in needed if not hasattr(robot, attribute)]
@@ -181,6 +211,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a bundle or a checkpoint, the URL of an `actlet serve`, as in ws://10.0.0.2:8000, or a file of runtime.rest_policy",
     )
     parser.add_argument("--robot", default=SIMULATED_ROBOT, metavar="MODULE:FACTORY", help="what moves (default: the simulated arm)")
+    parser.add_argument(
+        "--robot-config",
+        type=Path,
+        metavar="FILE",
+        help="given to the robot's factory as robot_config=FILE; what runtime.robots need (docs/robots.md)",
+    )
     parser.add_argument("--suite", default="tabletop", help="suite of simulated tasks (default: tabletop)")
     parser.add_argument("--task", help="task of the suite")
     parser.add_argument("--seed", type=int, default=0, help="seed of the simulated episode (default: 0)")
@@ -197,6 +233,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: process on Linux)",
     )
     parser.add_argument(
+        "--observe",
+        choices=("loop", "thread"),
+        default="loop",
+        help="who reads the robot: the loop itself, or a thread, for a robot whose get_observation waits for cameras and may be called beside send_action "
+        "(default: loop)",
+    )
+    parser.add_argument(
         "--priority",
         type=int,
         help="real-time priority of the loop, 1 to 99, 0 for none (default: 80 in real time, none for the simulated arm)",
@@ -204,57 +247,119 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of inference (default: 1)")
     add_backend(parser)
     parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
+    parser.add_argument("--token-file", type=Path, metavar="PATH", help=f"for a policy elsewhere: {TOKEN_HELP}")
+    parser.add_argument("--tls-ca", type=Path, metavar="PEM", help=f"for wss:// and https://: {TLS_CA_HELP}")
+    parser.add_argument(
+        "--answer-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="longest wait for an answer by ws:// (default: 2; in real time as long as it is of use, by the largest delay that the policy was made for)",
+    )
     add_loop_flags(parser)
+    add_watch_flags(parser)
     parser.epilog = """\
 examples:
   actlet run bundles/int8 --task put --seed 7                       one simulated episode, as fast as possible
   actlet run bundles/int8 --task put --seed 7 --realtime            the same at the robot's rate, policy in a thread
   actlet run bundles/int8 --robot my_arm:make_robot --instruction "lift the red block"
   actlet run bundles/int8 --robot my_arm:make_robot --command-rate-hz 500 --schedule receding
+  actlet run bundles/int8 --robot runtime.robots.lerobot:make_robot --robot-config my_so101.json --instruction "lift the red block"
+  actlet run bundles/int8 --robot my_arm:make_robot --record runs --metrics 9109      recorded for actlet replay, watched by Prometheus
   actlet run ws://10.0.0.2:8000 --task put --seed 7 --realtime      with a policy on another machine
   actlet run bundles/int8 --task put --realtime --least-confidence 0.6 --when-unsure ws://10.0.0.2:8000     edge first, cloud when unsure
+  actlet run wss://gpu.lan:8000 --tls-ca ca.pem --token-file token --hold-s 5 --robot my_arm:make_robot --instruction "lift the red block"
 """
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `run`."""
-    if not is_remote(arguments.policy):
-        kind_of(arguments.policy)  # First: a wrong path should not take a simulator's start to be seen.
-    robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed)
+    access = _access(arguments, arguments.policy)  # First: a wrong path should not take a simulator's start to be seen.
+    if arguments.answer_timeout is not None and not 0 < arguments.answer_timeout < math.inf:
+        raise CallerError(f"--answer-timeout {arguments.answer_timeout}: expected seconds above 0.")
+    options = {} if arguments.robot_config is None else {"robot_config": arguments.robot_config}
+    robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed, **options)
     is_simulated = getattr(robot, "virtual_time", False)
+    if arguments.observe == "thread":
+        if is_simulated:
+            raise CallerError(
+                "--observe thread: this robot is a simulation, whose time only passes with commands; let the loop look at it."
+            )
+        robot = Observer(robot)
     realtime = arguments.realtime if arguments.realtime is not None else not is_simulated
     config, cloud = loop_config(arguments), cloud_of(arguments)
     priority = (0 if is_simulated or not realtime else _PRIORITY) if arguments.priority is None else arguments.priority
-    policy = _open(arguments, arguments.policy, realtime, priority)
+    policy, unsure = _open(arguments, arguments.policy, realtime, priority, access), None
     try:
-        unsure = _open(arguments, cloud, realtime, priority) if cloud is not None else None
+        _require_fit(policy, robot, arguments.robot_config or arguments.robot)
+        unsure = _open(arguments, cloud, realtime, priority, _access(arguments, cloud)) if cloud is not None else None
+        episode = {"suite": arguments.suite, "task": arguments.task, "seed": arguments.seed} if is_simulated else {}
+        watched = WatchedRun(arguments, policy, robot, episode)
     except BaseException:
-        if isinstance(policy, InferenceProcess):
-            policy.close()
+        for opened in (policy, unsure):
+            if isinstance(opened, InferenceProcess):
+                opened.close()
         raise
-    if realtime and priority:
-        for refused in take_real_time(RealTime(priority=priority, quiet_collector=True, out_of_memory_score=-900)):
-            print(f"not in real time: {refused}", file=sys.stderr)
-    status = _StatusLine(robot, arguments.instruction, arguments.steps)
-    result = run_policy(
-        policy,
-        robot,
-        arguments.instruction,
-        realtime=realtime,
-        config=config,
-        on_step=status.show,
-        when_unsure=unsure,
-    )
+    with watched:
+        if realtime and priority:
+            for refused in take_real_time(RealTime(priority=priority, quiet_collector=True, out_of_memory_score=-900)):
+                print(f"not in real time: {refused}", file=sys.stderr)
+        status = _StatusLine(robot, arguments.instruction, arguments.steps, watched)
+        result = run_policy(
+            policy,
+            robot,
+            arguments.instruction,
+            realtime=realtime,
+            config=config,
+            on_step=status.show,
+            when_unsure=unsure,
+            journal=watched.journal,
+        )
+        watched.finish(result)
     status.end()
-    for label, value in _rows(robot, result):
+    for label, value in _rows(robot, result) + watched.rows:
         print(f"{label:<18} {value}")
     return _EXIT_CODES.get(result.stopped_by, 1)
 
 
-def _open(arguments: argparse.Namespace, place: str, realtime: bool, priority: int) -> Policy | InferenceProcess:
-    """The policy, here or in processes of its own."""
+def _require_fit(policy: Policy | InferenceProcess, robot: Robot, place: object) -> None:
+    """What the loop would refuse as well, with where to mend it.
+
+    Raises:
+        SpecError: They differ.
+    """
+    try:
+        require_same(policy.spec.observation, robot.observation_spec, what="the policy's and the robot's observation")
+        require_same(policy.spec.action, robot.action_spec, what="the policy's and the robot's action")
+        if not math.isclose(policy.spec.timing.rate_hz, robot.rate_hz, rel_tol=1e-3):
+            raise SpecError(f"the policy was made for {policy.spec.timing.rate_hz} steps in a second, the robot has {robot.rate_hz}.")
+    except SpecError as error:
+        raise SpecError(f"{error} Nothing moved. Correct what {place} says of the robot, or use a policy that was made for it.") from error
+
+
+def _access(arguments: argparse.Namespace, place: str) -> RemoteAccess | None:
+    """How a policy elsewhere is reached, None for one that is here."""
+    if not is_elsewhere(place):
+        return None
+    access = RemoteAccess.of(arguments.token_file, arguments.tls_ca)
+    if remark := access.remark(place):
+        print(remark, file=sys.stderr)
+    return access
+
+
+def _open(
+    arguments: argparse.Namespace, place: str, realtime: bool, priority: int, access: RemoteAccess | None
+) -> Policy | InferenceProcess:
+    """The policy, here or in processes of its own; `access` for one that is elsewhere."""
+    answer_timeout_s = arguments.answer_timeout if arguments.answer_timeout is not None or realtime else 2.0
     if not realtime or arguments.inference == "thread" or (arguments.inference is None and not sys.platform.startswith("linux")):
-        return open_policy(place, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend)
+        return open_policy(
+            place,
+            arguments.threads,
+            trusted_keys=arguments.trusted_keys,
+            backend=arguments.backend,
+            access=access,
+            answer_timeout_s=answer_timeout_s,
+        )
     keys = keys_to_trust(arguments.trusted_keys)
     worker = WorkerConfig(
         policy=place,
@@ -262,24 +367,34 @@ def _open(arguments: argparse.Namespace, place: str, realtime: bool, priority: i
         backend=arguments.backend,
         trusted_keys=None if keys is None else str(keys.absolute()),
         priority=max(1, priority // 2) if priority else None,  # Below the loop's, above everything else's.
+        token_file=None if arguments.token_file is None else str(arguments.token_file.absolute()),
+        tls_ca=None if arguments.tls_ca is None else str(arguments.tls_ca.absolute()),
+        answer_timeout_s=answer_timeout_s,
     )
-    return InferenceProcess(place, worker=worker)
+    return InferenceProcess(place, worker=worker, supervisor=_ELSEWHERE if access is not None else None)
 
 
 class _StatusLine:
     """One line on stderr that is written over, or written once where stderr is a file."""
 
-    def __init__(self, robot: Robot, instruction: str | None, steps: int | None) -> None:
+    def __init__(self, robot: Robot, instruction: str | None, steps: int | None, watched: WatchedRun) -> None:
         self._robot, self._instruction, self._of = robot, instruction, f" of {steps}" if steps else ""
         self._due_s, self._shown, self._terminal = 0.0, False, sys.stderr.isatty()
+        self._watched, self._before = watched, (time.monotonic(), 0)
 
     def show(self, step: int, statistics: LoopStatistics) -> None:
+        self._watched.step(step, statistics)
         if (self._shown and not self._terminal) or time.monotonic() < self._due_s:
             return
-        self._due_s, self._shown = time.monotonic() + _STATUS_EVERY_S, True
+        now_s, monitor, recorder = time.monotonic(), self._watched.monitor, self._watched.recorder
         words = self._instruction or getattr(self._robot, "instruction", "")
-        line = f"{words!r}: step {step + 1}{self._of}, {statistics.chunks} decisions, {statistics.holds} holds"
-        print(f"\r{line[:110]:<110}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        state = f"{monitor.state.name}{f' ({monitor.cause})' if monitor.cause else ''}"
+        rate = f", {(monitor.commands - self._before[1]) / (now_s - self._before[0]):.0f} commands/s" if self._shown else ""
+        lost = f", {recorder.dropped} records lost" if recorder is not None and recorder.dropped else ""
+        lost += ", NOT RECORDED" if recorder is not None and not recorder.is_writing else ""
+        self._due_s, self._shown, self._before = now_s + _STATUS_EVERY_S, True, (now_s, monitor.commands)
+        line = f"{words!r}: step {step + 1}{self._of}, {state}{rate}, {statistics.chunks} decisions, {statistics.holds} holds{lost}"
+        print(f"\r{line[:140]:<140}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         if self._shown and self._terminal:
@@ -303,6 +418,7 @@ def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
     def rate(value: float | None) -> str:
         return "" if value is None else f", {value:.1f} in a second"
 
+    remarks = getattr(robot, "remarks", "")
     return [
         ("success", "unknown" if success is None else "yes" if success else "no"),
         ("stopped by", f"{result.stopped_by} ({result.message})"),
@@ -318,4 +434,5 @@ def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
         ("action age [ms]", milliseconds(age)),
         ("holds", f"{data['holds']}{held}"),
         ("clipped values", f"{data['clipped']}; slowed {data['slowed']}"),
+        *([("robot", str(remarks))] if remarks else []),
     ]

@@ -8,7 +8,8 @@ wait at the same moment are answered in one batch::
     robot ─ question ─┘                          └─ answer ─▶ robot
 
 A question that cannot be answered (a missing camera, another size) gets a text frame that says why, and its connection is closed, as
-upstream does; the other robots are not concerned. There is no authentication: keep the port inside the robot's own network.
+upstream does; the other robots are not concerned. TLS and a token (`runtime.access`) are for addresses that others reach: without the token
+nothing but the health check is answered (status 401), before a byte of a question is read.
 
 Where the policy is a teacher, the metadata hold its tokenizer and its hash under "teacher" (None otherwise), and a question with
 ``"action_distribution": True`` is answered with the distribution over its bins, float32 (A, K), under the same key and without actions:
@@ -35,10 +36,12 @@ from typing import Any
 from actlet import __version__
 from actlet.errors import ActletError, CallerError, MissingExtraError
 from actlet.protocols import ActionChunk, Policy
+from runtime.access import TOKEN_HELP, ServerAccess, read_token
 from runtime.backends import add_backend
+from runtime.background_service import BackgroundService
 from runtime.opening import open_policy
 from runtime.question_batches import Question, answer_together, describe_teacher
-from runtime.remote_policy import METADATA_KEY
+from runtime.remote_policy import METADATA_KEY, SEQUENCE_KEY
 from runtime.signature import TRUSTED_KEYS_HELP
 from runtime.wires.openpi import DISTRIBUTION_KEY, ObservationKeys, pack, unpack
 
@@ -68,12 +71,13 @@ class ServerConfig:
             raise CallerError(f"{self}: expected a port of 0 .. 65535, and the others positive.")
 
 
-class PolicyServer:
+class PolicyServer(BackgroundService):
     """A policy behind a websocket.
 
     Args:
         policy: Who answers; its `predict` is called from one thread only.
         config: Address and limits.
+        access: Who is answered, and whether the wire is encrypted; None for everybody, and not.
         keys: Names of an observation's parts in messages; `ObservationKeys.of` by default.
 
     As a context manager it serves in a thread, for programs that do other things too::
@@ -82,37 +86,29 @@ class PolicyServer:
             RemotePolicy(server.url)
     """
 
-    def __init__(self, policy: Policy, config: ServerConfig | None = None, *, keys: ObservationKeys | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        config: ServerConfig | None = None,
+        *,
+        keys: ObservationKeys | None = None,
+        access: ServerAccess | None = None,
+    ) -> None:
         self.policy, self.config = policy, config or ServerConfig()
+        super().__init__(self.config.host, self.config.port, access, ("ws", "wss"))
         self.keys = keys or ObservationKeys.of(policy.spec.observation)
         self.keys.require_all(policy.spec.observation)
         self.teacher = describe_teacher(policy)
         """What a student has to know of the teacher; None where the policy is none, and gives no distributions."""
-        self.metadata = {METADATA_KEY: {"version": __version__, "spec": policy.spec.to_dict(), "teacher": self.teacher}}
+        self.metadata = {METADATA_KEY: {"version": __version__, "spec": policy.spec.to_dict(), "teacher": self.teacher, SEQUENCE_KEY: True}}
         frames = sum(camera.height * camera.width * 3 for camera in policy.spec.observation.cameras)
         self.largest_frame = 4 * (frames + 4 * policy.spec.observation.state_dim) + 65_536
         """Bytes of a question; a larger one is refused unread. Four times what an observation takes, for clients that send floats."""
-        self.port = self.config.port
-        """The port in use, once it serves."""
-        self.answered = self.failed = self.batches = self.connected = 0
         self._waiting: asyncio.Queue[Question]
         self._executor: ThreadPoolExecutor
-        self._thread: threading.Thread | None = None
-        self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self._failure: BaseException | None = None
-
-    @property
-    def url(self) -> str:
-        """Where it is reached from this machine, or from others where `host` allows."""
-        return f"ws://{'127.0.0.1' if self.config.host == '0.0.0.0' else self.config.host}:{self.port}"
 
     async def serve(self, ready: threading.Event | None = None) -> None:
-        """Serve until `stop` is called.
-
-        Raises:
-            CallerError: The address cannot be used.
-            MissingExtraError: `websockets` or `msgpack` is not installed.
-        """
+        """See `BackgroundService.serve`; it needs `websockets` and `msgpack`."""
         try:
             from websockets.asyncio.server import serve
         except ModuleNotFoundError as error:
@@ -129,7 +125,9 @@ class PolicyServer:
                 self.config.port,
                 compression=None,
                 max_size=self.largest_frame,
-                process_request=_health,
+                max_queue=1,  # In lock-step: more than one question that waits is memory for nothing.
+                ssl=self.access.context(),
+                process_request=self._admit,
                 logger=logging.getLogger("actlet.serve.websockets"),
             ) as listening:
                 self.port = int(next(iter(listening.sockets)).getsockname()[1])
@@ -146,34 +144,17 @@ class PolicyServer:
                 await worker
             self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def stop(self) -> None:
-        """Let `serve` end; from any thread, any number of times."""
-        if self._stop is not None:
-            loop, event = self._stop
-            with contextlib.suppress(RuntimeError):  # The loop has ended by itself.
-                loop.call_soon_threadsafe(event.set)
-
-    def __enter__(self) -> PolicyServer:
-        ready = threading.Event()
-
-        def serve() -> None:
-            try:
-                asyncio.run(self.serve(ready))
-            except BaseException as error:
-                self._failure = error
-                ready.set()
-
-        self._thread = threading.Thread(target=serve, name="actlet-serve", daemon=True)
-        self._thread.start()
-        ready.wait()
-        if self._failure is not None:
-            raise self._failure
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self.stop()
-        if self._thread is not None:
-            self._thread.join(10.0)
+    def _admit(self, connection: Any, request: Any) -> Any:
+        """The answer to a request that opens no websocket: the health check, or one without the token; None for the others."""
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        given = request.headers.get_all("Authorization")
+        if len(given) > 1 or not self.access.allows(given[0] if given else None):
+            self.failed += 1
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED, "this server answers those that know its token: Authorization: Bearer TOKEN\n"
+            )
+        return None
 
     async def _converse(self, connection: Any) -> None:
         if self.connected >= self.config.connections:
@@ -181,14 +162,14 @@ class PolicyServer:
             return
         self.connected += 1
         try:
-            await connection.send(pack(self.metadata))
+            await asyncio.wait_for(connection.send(pack(self.metadata)), self.config.idle_timeout_s)
             previous_ms = None
             while True:
                 frame = await asyncio.wait_for(connection.recv(), self.config.idle_timeout_s)
                 started = time.perf_counter()
                 reply = await self._reply(frame)
                 if isinstance(reply, str):
-                    await connection.send(reply)
+                    await asyncio.wait_for(connection.send(reply), self.config.idle_timeout_s)
                     await connection.close(_CLOSE_ERROR, "the question cannot be answered")
                     return
                 if previous_ms is not None:
@@ -227,6 +208,7 @@ class PolicyServer:
         answer = {"actions": chunk.actions, "confidence": chunk.confidence} if isinstance(chunk, ActionChunk) else {DISTRIBUTION_KEY: chunk}
         return {
             **answer,
+            **({SEQUENCE_KEY: message[SEQUENCE_KEY]} if isinstance(message.get(SEQUENCE_KEY), int) else {}),
             "state": observation.state,
             "policy_timing": {"infer_ms": answered.infer_ms},
             "server_timing": {"infer_ms": answered.infer_ms, "batch": answered.batch},
@@ -249,10 +231,6 @@ class PolicyServer:
             self.batches += 1
 
 
-def _health(connection: Any, request: Any) -> Any:
-    return connection.respond(http.HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `actlet serve`."""
     parser.add_argument(
@@ -265,6 +243,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--largest-batch", type=int, default=defaults.largest_batch, help=f"questions answered at once (default: {defaults.largest_batch})"
     )
     parser.add_argument("--connections", type=int, default=defaults.connections, help=f"robots at once (default: {defaults.connections})")
+    parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="the server's certificate: serve wss:// or https://")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key, without a password")
+    parser.add_argument("--token-file", type=Path, metavar="PATH", help=TOKEN_HELP)
     parser.add_argument("--trusted-keys", type=Path, metavar="PATH", help=TRUSTED_KEYS_HELP)
     parser.add_argument("--threads", type=int, default=1, help="threads of the policy (default: 1)")
     add_backend(parser)
@@ -274,7 +255,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """\
 examples:
   actlet serve                                    the teacher that comes along, for this machine alone
-  actlet serve bundles/int8 --host 0.0.0.0        a bundle, for the robots of this network (there is no password)
+  actlet serve bundles/int8 --host 0.0.0.0 --tls-certificate cert.pem --tls-key key.pem --token-file token
+                                                  a bundle, for the robots of this network that know the token
   actlet serve bundles/int8 --wire act --port 8777  for clients of OpenVLA's and OFT's servers, see runtime/rest_server.py
   curl http://127.0.0.1:8000/healthz              is it up?
   actlet run ws://10.0.0.2:8000 --task put        drive the simulated arm with a policy on another machine
@@ -287,24 +269,26 @@ def run(arguments: argparse.Namespace) -> int:
     config = ServerConfig(
         host=arguments.host, port=arguments.port, largest_batch=arguments.largest_batch, connections=arguments.connections
     )
+    access = ServerAccess(token=read_token(arguments.token_file), certificate=arguments.tls_certificate, key=arguments.tls_key)
+    access.context()  # First: a key that cannot be read should not take a teacher's start to be seen.
     teachers = importlib.import_module("distill")
     folder = teachers.teacher_folder(arguments.policy or teachers.SHIPPED)
+    policy = open_policy(folder, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend)
+    if remark := access.remark(config.host):
+        print(remark, file=sys.stderr, flush=True)
     if arguments.wire == "act":
-        return _serve_rest(
-            open_policy(folder, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend), config, str(folder)
-        )
-    server = PolicyServer(open_policy(folder, arguments.threads, trusted_keys=arguments.trusted_keys, backend=arguments.backend), config)
-    return asyncio.run(_serve_until_signalled(server, str(folder)))
+        return _serve_rest(policy, config, access, str(folder))
+    return asyncio.run(_serve_until_signalled(PolicyServer(policy, config, access=access), str(folder)))
 
 
-def _serve_rest(policy: Policy, config: ServerConfig, name: str) -> int:
+def _serve_rest(policy: Policy, config: ServerConfig, access: ServerAccess, name: str) -> int:
     from runtime.rest_server import RestServer
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *unused: stop.set())
     with RestServer(
-        policy, host=config.host, port=config.port, connections=config.connections, idle_timeout_s=config.idle_timeout_s
+        policy, host=config.host, port=config.port, connections=config.connections, idle_timeout_s=config.idle_timeout_s, access=access
     ) as server:
         print(f"{name} at {server.url}; stop with Ctrl-C", file=sys.stderr, flush=True)
         told = 0
@@ -315,7 +299,7 @@ def _serve_rest(policy: Policy, config: ServerConfig, name: str) -> int:
     return 0
 
 
-async def _serve_until_signalled(server: PolicyServer, name: str) -> int:
+async def _serve_until_signalled(server: BackgroundService, name: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, server.stop)
     ready = threading.Event()

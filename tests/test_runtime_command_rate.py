@@ -17,7 +17,7 @@ from runtime.failsafe import FailsafeConfig, State, StopButtons
 from runtime.inference import Answer, Inference
 
 MOTION = MotionLimits(velocity=1.0, acceleration=8.0, jerk=400.0)
-COMMAND_HZ, STEP_HZ = 200.0, 10.0
+COMMAND_HZ = 200.0
 
 
 def arm_spec(tiny_spec: PolicySpec, *, limited: bool = True) -> PolicySpec:
@@ -50,13 +50,13 @@ class Clock:
 
 
 class Arm:
-    """Takes 200 commands in a second, and notes each with its time."""
+    """Takes 200 commands in a second or more, and notes each with its time."""
 
     instruction = "press the button"
 
-    def __init__(self, spec: PolicySpec, clock: Clock) -> None:
+    def __init__(self, spec: PolicySpec, clock: Clock, hz: float = COMMAND_HZ) -> None:
         self.observation_spec, self.action_spec, self.rate_hz = spec.observation, spec.action, spec.timing.rate_hz
-        self.command_rate_hz, self.clock = COMMAND_HZ, clock
+        self.command_rate_hz, self.clock = hz, clock
         self.commands: list[np.ndarray] = []
         self.times: list[float] = []
         self.seen = 0
@@ -149,9 +149,9 @@ def assert_safe(arm: Arm) -> None:
     assert np.abs(positions[:, :2]).max() <= 2.0
     assert spec.motion is not None
     for order, name in enumerate(("velocity", "acceleration", "jerk"), start=1):
-        found = np.abs(np.diff(positions, order, axis=0)).max(0) * COMMAND_HZ**order
+        found = np.abs(np.diff(positions, order, axis=0)).max(0) * arm.command_rate_hz**order
         most = np.array([getattr(limits, name) for limits in spec.motion[:3] if limits is not None])
-        assert (found <= most * (1 + 1e-6) + 1e-5).all(), (name, found, most)
+        assert (found <= most * (1 + 1e-6) + 1e-14 * arm.command_rate_hz**order).all(), (name, found, most)
 
 
 def test_each_period_has_its_command(tiny_spec: PolicySpec) -> None:
@@ -191,13 +191,14 @@ def test_limits_hold_from_the_first_command_to_the_last(tiny_spec: PolicySpec) -
     np.testing.assert_allclose(arm.commands[-1][2], 0.0, atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_no_answer_makes_an_unsafe_command(tiny_spec: PolicySpec, seed: int) -> None:
+@pytest.mark.parametrize("hz", [200.0, 1000.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_answer_makes_an_unsafe_command(tiny_spec: PolicySpec, seed: int, hz: float) -> None:
     """Chunks that are not finite, of another shape, huge or late, failing observations and lost answers: every command keeps every limit."""
     rng = np.random.default_rng(seed)
     clock = Clock()
     spec = arm_spec(tiny_spec)
-    arm = Arm(spec, clock)
+    arm = Arm(spec, clock, hz)
 
     def answer(call: int) -> np.ndarray:
         chunk = rng.uniform(-3, 3, (6, 4)).astype(np.float32)
@@ -210,27 +211,50 @@ def test_no_answer_makes_an_unsafe_command(tiny_spec: PolicySpec, seed: int) -> 
             raise RuntimeError("no")
         return chunk
 
-    config = LoopConfig(max_steps=400, failsafe=FailsafeConfig(hold_s=60, wait_s=60, clamp_share=1.0))
+    config = LoopConfig(max_steps=250, failsafe=FailsafeConfig(hold_s=60, wait_s=60, clamp_share=1.0))
     result = run(arm, Script(spec, answer), config, delay_s=float(rng.choice([0.002, 0.03, 0.25])))
     assert result.stopped_by == "steps", result.message
     assert result.statistics.holds > 0
-    assert result.statistics.state_ticks["RUN"] > 50
+    assert result.statistics.state_ticks["RUN"] > 20
     assert_safe(arm)
 
 
-def test_an_emergency_stop_does_not_wait_for_the_next_step(tiny_spec: PolicySpec) -> None:
+def test_short_periods_have_their_command_before_anything_else(tiny_spec: PolicySpec) -> None:
+    """At 1 kHz a robot is looked at after its command is out, a new chunk is used one command later, and what is sent is the same."""
+    story, sent = [], {}
+    for hz in (200.0, 1000.0):
+        clock = Clock()
+        spec = arm_spec(tiny_spec, limited=False)
+        arm = Arm(spec, clock, hz)
+        if hz > 500:
+            arm.on_command = lambda count: story.append("send")
+            look = arm.get_observation
+            arm.get_observation = lambda look=look: (story.append("look"), look())[1]
+        result = run(arm, Script(spec, lambda call: reach(0.01 * call)(call)), LoopConfig(max_steps=30))
+        sent[hz] = sum(command[2] for command in arm.commands)
+        assert result.statistics.missed_commands == 0
+    assert story.index("look") == 0
+    looks = [i for i, what in enumerate(story) if what == "look"][1:]
+    assert looks
+    assert all(story[i - 1] == "send" for i in looks)
+    assert sent[1000.0] == pytest.approx(sent[200.0])
+
+
+@pytest.mark.parametrize("hz", [200.0, 1000.0])
+def test_an_emergency_stop_does_not_wait_for_the_next_step(tiny_spec: PolicySpec, hz: float) -> None:
     """Pressed after a command in mid-step, it slows the next one; the run ends at rest, and the robot was told once."""
     clock, buttons = Clock(), StopButtons()
-    arm = Arm(arm_spec(tiny_spec), clock)
-    arm.on_command = lambda count: buttons.emergency_stop() if count == 130 else None
+    arm = Arm(arm_spec(tiny_spec), clock, hz)
+    pressed = int(0.65 * hz)  # Half a second after the first command, which is sent 0.1 s after the beginning.
+    arm.on_command = lambda count: buttons.emergency_stop() if count == pressed else None
     result = run(arm, Script(arm_spec(tiny_spec), reach(1.9)), LoopConfig(max_steps=100), buttons=buttons)
     assert (result.stopped_by, result.verdict.state, arm.emergencies) == ("emergency", State.ESTOP, 1)
     assert_safe(arm)
-    speed = np.diff(np.array(arm.commands)[:, 0]) * COMMAND_HZ
-    assert speed[128] > 0.5
-    assert speed[150] < speed[128]
+    speed = np.diff(np.array(arm.commands)[:, 0]) * hz
+    assert speed[pressed - 2] > 0.5
+    assert speed[pressed + int(0.1 * hz)] < speed[pressed - 2]
     assert abs(speed[-1]) < 1e-9
-    assert len(arm.commands) < 220
+    assert len(arm.commands) < pressed + 0.45 * hz
 
 
 def test_an_operators_stop_comes_to_rest(tiny_spec: PolicySpec) -> None:

@@ -25,9 +25,10 @@ from actlet.protocols import ActionChunk, Observation
 from actlet.specs import PolicySpec
 from runtime import recorder_config as config_module
 from runtime.failsafe import Cause, State, Verdict
-from runtime.flight_recorder import NOT_ASKED, FlightRecorder
+from runtime.flight_recorder import FlightRecorder
 from runtime.flight_records import Kind
 from runtime.inference import Answer
+from runtime.journal import NOT_ASKED
 from runtime.recorder_config import RecorderConfig, recording_place
 from runtime.recording import Recording, open_recording, recover
 
@@ -162,6 +163,14 @@ def test_a_command_that_is_none_raises_and_harms_nothing(recorder: FlightRecorde
     _require_exact(recorder, run)
 
 
+def test_after_the_end_nothing_can_be_told(recorder: FlightRecorder) -> None:
+    """Closing twice does nothing; what is told too late is refused, with the way to tell it in time."""
+    recorder.close()
+    recorder.close()
+    with pytest.raises(CallerError, match=r"the recording is closed.*Journals\(recorder\)"):
+        recorder.finish({"stopped_by": "steps"})
+
+
 @pytest.mark.parametrize("pictures", ["jpeg", "png", "raw", "none"])
 def test_foxglove_finds_what_it_knows(tmp_path: Path, tiny_spec: PolicySpec, pictures: str) -> None:
     """Well-known schemas by their names, JSON messages, base64 pictures, an index; and our own reader decodes them."""
@@ -180,7 +189,7 @@ def test_foxglove_finds_what_it_knows(tmp_path: Path, tiny_spec: PolicySpec, pic
         assert all(channel.message_encoding == "json" for channel in summary.channels.values())
         found = [json.loads(message.data) for _, _, message in reader.iter_messages(topics=["/camera/front"])]
         times = [message.log_time for _, _, message in reader.iter_messages(topics=["/failsafe"])]
-    assert abs(times[0] / 1e9 - (time.time() - time.monotonic())) < 60  # The loop's 0.0, as UTC.
+    assert abs(times[0] / 1e9 - time.time()) < 60  # A simulation's 0.0 is when the recording began.
     if pictures == "none":
         assert "/camera/front" not in topics
         assert found == []
@@ -195,6 +204,20 @@ def test_foxglove_finds_what_it_knows(tmp_path: Path, tiny_spec: PolicySpec, pic
     decoded = open_recording(tmp_path / "run.mcap").pictures(0)["front"]
     assert decoded.shape == truth.shape
     assert pictures == "jpeg" or np.array_equal(decoded, truth)
+
+
+def test_times_are_the_loops_own_and_read_as_utc(recorder: FlightRecorder) -> None:
+    """Monotonic times stay as they are in the records; MCAP's are so much later that they are UTC, whatever the wall clock does meanwhile."""
+    from mcap.reader import make_reader
+
+    begun_s, utc_s = time.monotonic(), time.time()
+    for step in range(3):
+        recorder.commanded(step, step, begun_s + 100 * step, None, [0.0] * 4, 0)
+    recorder.close()
+    with recorder.path.open("rb") as file:
+        times = [message.log_time / 1e9 for _, _, message in make_reader(file).iter_messages(topics=["/command"])]
+    assert times == pytest.approx([utc_s, utc_s + 100, utc_s + 200], abs=1.0)
+    assert [row.time_s for row in open_recording(recorder.path).commands] == [begun_s, begun_s + 100, begun_s + 200]
 
 
 def _recorded_in_chunks(tmp_path: Path, spec: PolicySpec, steps: int = 60) -> Path:

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from conftest import TINY_SPEC
 from openpi_client.websocket_client_policy import WebsocketClientPolicy  # the original
-from websockets.protocol import State
 from websockets.sync.server import serve as serve_sync
 
 from actlet.errors import CallerError, ObservationError, RemoteError, SpecError
@@ -284,6 +283,55 @@ def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one() -> None
         assert ask(3) == pytest.approx(0.03)
 
 
+@pytest.mark.parametrize("number", [1, None, "2"])
+def test_an_answer_to_another_question_is_refused(number: Any) -> None:
+    """A server that numbers its answers must give the question's own number; one that does not is not asked to."""
+
+    def converse(connection: Any) -> None:
+        connection.send(pack({"actlet": {"spec": TINY_SPEC.to_dict(), "sequence": True}}))
+        for frame in connection:
+            asked = unpack(frame)["sequence"]
+            connection.send(pack({"actions": np.zeros((H, A)), "sequence": asked if asked == 1 else number}))
+
+    with foreign(converse) as url, RemotePolicy(url, **PATIENT) as remote:
+        remote.predict([observation()], ["put"])
+        with pytest.raises(RemoteError, match=r"sequence .*expected 2: it belongs to another question"):
+            remote.predict([observation()], ["put"])
+
+
+def test_a_server_that_is_gone_is_not_asked_all_the_time() -> None:
+    """The first question after a loss tries at once; after that there are pauses, in which questions fail without an attempt; then it is answered again."""
+    tries: list[float] = []
+    with PolicyServer(Echo(), ANY_PORT) as server, RemotePolicy(server.url, **PATIENT) as remote:
+        port = server.port
+        connect = remote._connect
+
+        def counted(timeout_s: float) -> dict[str, Any]:
+            tries.append(time.monotonic())
+            return connect(timeout_s)
+
+        remote._connect = counted  # type: ignore[method-assign]
+        remote.close()
+        server.__exit__()
+        failures = 0
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            with pytest.raises(RemoteError, match=r"cannot be reached|next try is in"):
+                remote.predict([observation()], ["put"])
+            failures += 1
+            time.sleep(0.002)
+        assert 2 <= len(tries) <= 12, "0, 0.05, 0.15, 0.35, 0.6, 0.85 s"
+        assert failures > 2 * len(tries)
+        with PolicyServer(Echo(), ServerConfig(port=port)):
+            until = time.monotonic() + 30
+            while time.monotonic() < until:
+                with contextlib.suppress(RemoteError):
+                    remote.predict([observation()], ["put"])
+                    break
+                time.sleep(0.02)
+            assert remote.predict([observation()], ["put"])[0].confidence[0] == 0.5
+
+
 def test_an_interrupted_question_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the answer is on its way: the connection is gone with it."""
     with PolicyServer(Echo(), ANY_PORT) as server, RemotePolicy(server.url, **PATIENT) as remote:
@@ -295,7 +343,7 @@ def test_an_interrupted_question_leaves_no_answer_behind(monkeypatch: pytest.Mon
             patch.setattr("runtime.remote_policy.unpack", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 remote.predict([observation()], ["put"])
-        assert remote._connection is None
+        assert remote._line is None
         assert remote.predict([observation()], ["put"])[0].confidence[0] == 0.5
 
 
@@ -331,7 +379,7 @@ def test_a_server_that_stops_reading_is_given_up_too() -> None:
     with foreign(converse) as url, RemotePolicy(url, spec, connect_timeout_s=30.0, answer_timeout_s=0.5) as remote:
         with pytest.raises(RemoteError):
             remote.predict([Observation({"front": np.zeros((2000, 3000, 3), np.uint8)}, np.zeros(3, np.float32))], ["put"])
-        assert remote._connection is None
+        assert remote._line is None
         done.set()
 
 
@@ -401,7 +449,7 @@ def test_a_robot_that_pauses_is_answered_again() -> None:
     with PolicyServer(Echo(), ServerConfig(port=0, idle_timeout_s=0.3)) as server, RemotePolicy(server.url, **PATIENT) as remote:
         first = remote.predict([observation()], ["put"])[0]
         latest = time.monotonic() + 30
-        while remote._connection.protocol.state is not State.CLOSED and time.monotonic() < latest:
+        while not remote._line.has_ended() and time.monotonic() < latest:
             time.sleep(0.05)
         again = remote.predict([observation()], ["put"])[0]
         np.testing.assert_array_equal(first.actions, again.actions)

@@ -37,7 +37,7 @@ def test_run_prints_a_summary(point_bundle: Path, capsys: pytest.CaptureFixture[
     assert re.search(r"success +no\n", out)
     assert re.search(r"steps +7 in .* 0 missed\n", out)
     assert re.search(r"decision \[ms\] +p50 \d+\.\d  p95", out)
-    assert err == "'reach the red target': step 1 of 7, 1 decisions, 0 holds\n"
+    assert err == "'reach the red target': step 1 of 7, RUN, 1 decisions, 0 holds\n"
 
 
 def test_run_ends_with_the_episode(point_bundle: Path) -> None:
