@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from actlet.errors import ActletError
 from benchmarks.failing_policy import TRIGGERS
-from benchmarks.real_time import RecordedArm
+from benchmarks.real_time import STEP_HZ, RecordedArm
 from benchmarks.wall_clock import WallClock, compiler
 from runtime.bundle import load_bundle
 from runtime.control_loop import LoopConfig, LoopResult, drive
@@ -58,22 +58,25 @@ _JUMPS = "ACTLET_CLOCK_JUMPS"
 
 
 class _Arm(RecordedArm):
-    """Keeps what it was told, and ends the run when it is asked to."""
+    """Keeps what it was told, ends the run when it is asked to, and lets somebody look after every command."""
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, command_rate_hz: float) -> None:
         loaded = load_bundle(bundle)
-        super().__init__(loaded.manifest.spec, loaded.golden)
+        super().__init__(loaded.manifest.spec, loaded.golden, command_rate_hz)
         self.done = False
         self.digest = hashlib.sha256()
+        self.after: Callable[[], None] | None = None
 
     def send_action(self, action: NDArray[np.float32]) -> None:
         """Note time and content."""
         super().send_action(action)
         self.digest.update(action.tobytes())
+        if self.after is not None:
+            self.after()
 
 
 class _Faults:
-    """Makes the worker fail whenever there is a standby; called after every command.
+    """Makes the worker fail whenever there is a standby; looks after every command.
 
     Args:
         kind: Of `KINDS`.
@@ -88,9 +91,16 @@ class _Faults:
         self.due_s = time.monotonic() + _WARM_S
         self.looked_s = self.due_s
         self.chunks_before: int | None = None
+        self.statistics = LoopStatistics()
+        arm.after = self.look
 
     def __call__(self, step: int, statistics: LoopStatistics) -> None:
-        now = time.monotonic()
+        """After every step: the loop's counts are these."""
+        self.statistics = statistics
+
+    def look(self) -> None:
+        """After every command."""
+        now, statistics = time.monotonic(), self.statistics
         if self.chunks_before is not None and self.began_s is not None and statistics.chunks > self.chunks_before:
             if os.listdir(self.triggers):  # Answered before: the decision that fails is the next.
                 self.chunks_before = statistics.chunks
@@ -147,14 +157,14 @@ def _drive(arm: _Arm, inference: InferenceProcess, config: LoopConfig, on_step: 
 
 def _fault_loop(bundle: Path, kind: str, count: int, rate_hz: float) -> dict[str, Any]:
     """In a process of its own: a loop, and its faults."""
-    arm = _Arm(bundle)
+    arm = _Arm(bundle, rate_hz)
     with tempfile.TemporaryDirectory() as triggers:
         os.environ[TRIGGERS] = triggers
         with _opened(bundle, most_deaths=10 * count) as inference:
             faults = _Faults(kind, count, inference, arm, triggers)
             # Longer than a policy's process needs to start: what is looked for is that the loop goes on.
             patient = FailsafeConfig(hold_s=_LONGEST_S, wait_s=_LONGEST_S, max_bad_chunks=1000, answer_s=_LONGEST_S)
-            result = _drive(arm, inference, LoopConfig(failsafe=patient, rate_hz=rate_hz), faults)
+            result = _drive(arm, inference, LoopConfig(failsafe=patient, rate_hz=min(STEP_HZ, rate_hz), replan_steps=1), faults)
             status = inference.status
     start_s = result.statistics.started_s
     period = np.floor((np.asarray(arm.sent_s) - start_s) * rate_hz).astype(np.int64)
@@ -206,7 +216,7 @@ def measure_process_faults(bundle: Path, count: int, *, rate_hz: float = 1000.0,
 
 def _clock_loop(bundle: Path, jumps: int) -> dict[str, Any]:
     """In a process of its own, whose wall clock is ours: a loop, and its jumps; none where the environment names no file to jump with."""
-    arm, file = _Arm(bundle), os.environ.get(_JUMPS)
+    arm, file = _Arm(bundle, _CLOCK_HZ), os.environ.get(_JUMPS)
     offsets: set[int] = set()
 
     def jump(step: int, statistics: LoopStatistics) -> None:

@@ -54,13 +54,13 @@ from runtime.policy import BundlePolicy
 from runtime.real_time import RealTime, take_real_time
 from runtime.supervisor import SupervisorConfig
 
-__all__ = ["DESIGNS", "RecordedArm", "measure_failover", "measure_lateness", "measure_overhead", "run_real_time"]
+__all__ = ["DESIGNS", "STEP_HZ", "RecordedArm", "measure_failover", "measure_lateness", "measure_overhead", "run_real_time"]
 
 DESIGNS = ("process", "thread", "sleep", "cyclictest")
 RATES_HZ, SECONDS, ROUNDS, KILLS = (1000.0, 100.0), 10.0, 3, 20
 """What is measured unless something else is said."""
 _PRIORITY = 80
-_STEP_HZ = 50.0
+STEP_HZ = 50.0
 _MOTION = MotionLimits(velocity=10.0, acceleration=100.0, jerk=10_000.0)
 """Of every dimension that is no flag: far from what a policy asks for, so that the work is done and nothing is changed."""
 _WARM_S = 1.0
@@ -127,7 +127,7 @@ def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) 
                 time.sleep(0.01)
         row["refused"] = take_real_time(RealTime(priority=_PRIORITY, quiet_collector=True))
 
-        step_hz = min(_STEP_HZ, rate_hz)
+        step_hz = min(STEP_HZ, rate_hz)
         config = LoopConfig(max_steps=int(step_hz * seconds), rate_hz=step_hz, replan_steps=1, inference="thread")
         where = (lambda _, clock: policy) if design == "process" else None
         with tempfile.TemporaryDirectory() as folder:
