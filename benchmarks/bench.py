@@ -5,6 +5,8 @@
     all           both, and with --out the report
     generalise    success on things that no demonstration showed, axis by axis (`benchmarks.generalisation`)
     service       the first policy served to many robots over a network, against the others on the robot (`benchmarks.service`)
+    realtime      how late the control loop is, and how soon a killed policy answers again (`benchmarks.real_time`)
+    faults        what comes of faults in loop, state machine, messages, bundles and processes, counted (`benchmarks.faults`); no policy is needed
 
 A policy is the folder of a bundle, a student or a teacher, alone or as ``name=folder``; the first one is what the others
 are compared with. A folder that `actlet demo` wrote stands for its four policies. The ceiling is printed first, then a
@@ -30,9 +32,11 @@ from benchmarks.policies import Contender, parse_contenders
 from benchmarks.results import make_results, write_results
 from benchmarks.service import run_service
 from benchmarks.tables import closed_loop_table, latency_table, results_table
+from runtime.bundle import load_bundle
 
 __all__ = ["add_arguments", "bench_closed_loop", "run"]
 
+_OF_POLICIES, _OF_BUNDLES = ("closed-loop", "latency", "all", "generalise", "service"), ("realtime", "faults")
 PARENTS = {"student-float": "teacher", "student-int8": "student-float", "student-int4": "student-float"}
 
 
@@ -56,8 +60,13 @@ def with_comparisons(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `actlet bench`."""
     closed, latency = ClosedLoopConfig(), LatencyConfig()
-    parser.add_argument("question", choices=("closed-loop", "latency", "all", "generalise", "service"), help="what to measure")
-    parser.add_argument("policies", nargs="+", metavar="POLICY", help="folder, name=folder, or a demo's folder")
+    parser.add_argument("question", choices=(*_OF_POLICIES, *_OF_BUNDLES), help="what to measure")
+    parser.add_argument(
+        "policies",
+        nargs="*",
+        metavar="POLICY",
+        help="folder, name=folder, or a demo's folder; for `realtime` and `faults` the folder of one bundle",
+    )
     parser.add_argument("--suite", default=closed.suite, help="simulated suite (default: %(default)s); `generalise` has its own")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the suite)")
     parser.add_argument(
@@ -72,7 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--robots", type=int, nargs="+", metavar="R", help="service: robots that ask at once (default: 1 2 4 8 16)")
     parser.add_argument("--delays-ms", type=float, nargs="+", metavar="MS", help="service: network delays, one way (default: 0 10 50 100)")
     parser.add_argument("--losses", type=float, nargs="+", metavar="P", help="service: shares of packets that are lost (default: 0 0.01)")
-    parser.add_argument("--quick", action="store_true", help="service: a few minutes, which say nothing about quality")
+    parser.add_argument("--quick", action="store_true", help="service, realtime, faults: a few minutes, which say nothing about quality")
+    parser.add_argument(
+        "--soak-hours",
+        type=float,
+        metavar="H",
+        help="faults: hours of the robot's time that are run through with a fault now and then (default: 0.05)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -88,11 +103,20 @@ examples:
   actlet bench generalise bundles/int8 --axes seen instructions --episodes 300
   actlet bench service teacher=checkpoints/teacher student=bundles/int8 --out service.json
   actlet bench service demo --robots 1 8 --delays-ms 20 --losses 0 --episodes 12
+  actlet bench realtime bundles/int8 --out runtime.json
+  actlet bench faults bundles/int8 --out faults.json           half an hour; --quick: a few minutes
+  actlet bench faults bundles/int8 --soak-hours 24             a day of the robot's time
 """
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `bench`."""
+    if arguments.question in _OF_BUNDLES:
+        return _run_on_bundle(arguments)
+    if arguments.soak_hours is not None:
+        raise CallerError(f"--soak-hours is for `actlet bench faults`, not for {arguments.question!r}: leave it out.")
+    if not arguments.policies:
+        raise CallerError(f"bench {arguments.question}: no policy was given, expected the folder of one at least.")
     contenders = parse_contenders(arguments.policies)
     if arguments.question == "generalise":
         return _generalise(arguments, contenders)
@@ -120,6 +144,39 @@ def run(arguments: argparse.Namespace) -> int:
         _write(arguments, document)
     print(json.dumps(document, allow_nan=False))
     return 0
+
+
+def _run_on_bundle(arguments: argparse.Namespace) -> int:
+    """The questions that a bundle is all that is needed for, or not even that."""
+    question, places = arguments.question, arguments.policies
+    if len(places) > 1 or (question == "realtime" and not places):
+        raise CallerError(
+            f"bench {question}: {len(places)} policies, expected the folder of one bundle{' or none' * (question == 'faults')}."
+        )
+    unused = [
+        name
+        for name in ("tasks", "episodes", "wrong_episodes", "workers", "axes", "robots", "delays_ms", "losses")
+        if getattr(arguments, name)
+    ]
+    if question == "realtime" and arguments.soak_hours is not None:
+        unused.append("soak_hours")
+    if unused:
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
+        raise CallerError(f"bench {question}: {flags} would have no effect: leave it out.")
+    bundle = Path(places[0]) if places else None
+    if bundle is not None:
+        load_bundle(bundle)  # First: a wrong path should be seen at once.
+    if question == "realtime":
+        from benchmarks.real_time import run_real_time
+
+        assert bundle is not None
+        shorter = {"seconds": 3.0, "rounds": 1, "kills": 2} if arguments.quick else {}
+        return run_real_time(bundle, out=arguments.out, **shorter)
+    from benchmarks.fault_loop import SoakConfig
+    from benchmarks.faults import FaultsConfig, run_faults
+
+    soaked = {} if arguments.soak_hours is None else {"soak": SoakConfig(hours=arguments.soak_hours)}
+    return run_faults(FaultsConfig.quick(**soaked) if arguments.quick else FaultsConfig(**soaked), bundle, out=arguments.out)
 
 
 def _generalise(arguments: argparse.Namespace, contenders: Sequence[Contender]) -> int:

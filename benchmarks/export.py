@@ -54,6 +54,7 @@ __all__ = [
     "CHANGES",
     "KINDS",
     "TARGETS",
+    "answers_of",
     "damage",
     "export_text",
     "main",
@@ -207,7 +208,7 @@ def measure_hostile(bundle: Path, count: int, *, resealed: int = 0, seed: int = 
         answers within the self-test's tolerance are no fault.
     """
     parts = {"damaged": (count, CHANGES, None), "resealed": (resealed, _OF_NETWORKS, sorted(path.name for path in bundle.glob("*.onnx")))}
-    expected = _answers_of(bundle)
+    expected = answers_of(bundle)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=bundle.parent) as place:
         for part, (tries, changes, only) in parts.items():
@@ -239,7 +240,7 @@ def measure_hostile(bundle: Path, count: int, *, resealed: int = 0, seed: int = 
     return {**found["damaged"], "resealed": found["resealed"]}
 
 
-def _answers_of(bundle: Path) -> Golden:
+def answers_of(bundle: Path) -> Golden:
     """The recorded questions of a bundle with its answers on this machine; asked in another process, so that this one stays without threads."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()

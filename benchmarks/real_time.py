@@ -1,4 +1,4 @@
-"""How late the control loop is, and what it does when its policy dies: `python -m benchmarks.real_time BUNDLE --out benchmarks/results/runtime.json`.
+"""How late the control loop is, and what it does when its policy dies: `actlet bench realtime BUNDLE --out runtime.json`.
 
 Designs, each in a process of its own, by turns:
 
@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from actlet.errors import ActletError
 from actlet.protocols import Observation
@@ -53,11 +54,13 @@ from runtime.policy import BundlePolicy
 from runtime.real_time import RealTime, take_real_time
 from runtime.supervisor import SupervisorConfig
 
-__all__ = ["DESIGNS", "measure_failover", "measure_lateness", "measure_overhead"]
+__all__ = ["DESIGNS", "STEP_HZ", "RecordedArm", "measure_failover", "measure_lateness", "measure_overhead", "run_real_time"]
 
 DESIGNS = ("process", "thread", "sleep", "cyclictest")
+RATES_HZ, SECONDS, ROUNDS, KILLS = (1000.0, 100.0), 10.0, 3, 20
+"""What is measured unless something else is said."""
 _PRIORITY = 80
-_STEP_HZ = 50.0
+STEP_HZ = 50.0
 _MOTION = MotionLimits(velocity=10.0, acceleration=100.0, jerk=10_000.0)
 """Of every dimension that is no flag: far from what a policy asks for, so that the work is done and nothing is changed."""
 _WARM_S = 1.0
@@ -124,7 +127,7 @@ def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) 
                 time.sleep(0.01)
         row["refused"] = take_real_time(RealTime(priority=_PRIORITY, quiet_collector=True))
 
-        step_hz = min(_STEP_HZ, rate_hz)
+        step_hz = min(STEP_HZ, rate_hz)
         config = LoopConfig(max_steps=int(step_hz * seconds), rate_hz=step_hz, replan_steps=1, inference="thread")
         where = (lambda _, clock: policy) if design == "process" else None
         with tempfile.TemporaryDirectory() as folder:
@@ -297,57 +300,57 @@ def _turn(bundle: Path, design: str, rate_hz: float, seconds: float) -> dict[str
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m benchmarks.real_time`: measure, print, and write the document."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--out", type=Path, help="where the document is written")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1000.0, 100.0], help="in Hz (default: 1000 100)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a turn (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every design at every rate (default: %(default)s)")
-    parser.add_argument(
-        "--load", type=int, default=0, help="processes that compute beside every turn, in as many turns again (default: none)"
-    )
-    parser.add_argument("--kills", type=int, default=20, help="of the process that infers (default: %(default)s)")
-    parser.add_argument("--turn", nargs=3, metavar=("DESIGN", "HZ", "SECONDS"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.turn:
-        design, rate, seconds = arguments.turn
-        print(json.dumps(measure_lateness(arguments.bundle, design, float(rate), float(seconds))))
-        return 0
+def run_real_time(
+    bundle: Path,
+    *,
+    rates_hz: Sequence[float] = RATES_HZ,
+    seconds: float = SECONDS,
+    rounds: int = ROUNDS,
+    kills: int = KILLS,
+    load: int = 0,
+    out: Path | None = None,
+) -> int:
+    """The question `realtime` of the verb `bench`: measure, print, and write the document.
+
+    Args:
+        bundle: What runs.
+        rates_hz: Of the loops.
+        seconds: Of a turn.
+        rounds: Turns of every design at every rate.
+        kills: Of the process that infers.
+        load: Processes that compute beside every turn, in as many turns again.
+        out: Where the document is written.
+    """
     designs = [name for name in DESIGNS if name != "cyclictest" or shutil.which("cyclictest")]
     before = describe_machine()
-    overhead = measure_overhead(arguments.bundle, calls=300)
+    overhead = measure_overhead(bundle, calls=300)
     turns: dict[tuple[str, float, int], list[dict[str, Any]]] = {}
-    for _ in range(arguments.rounds):
-        for load in dict.fromkeys((0, arguments.load)):
-            for rate in arguments.rates:
-                for design in designs:
-                    with _load(load):
-                        turn = _turn(arguments.bundle, design, rate, arguments.seconds)
-                    turns.setdefault((design, rate, load), []).append(turn)
-                    print(".", end="", file=sys.stderr, flush=True)
-    rows = [_summary(found) | {"load": load} for (_, _, load), found in turns.items()]
-    failover = measure_failover(arguments.bundle, arguments.kills)
+    plan = [(design, rate, busy) for _ in range(rounds) for busy in dict.fromkeys((0, load)) for rate in rates_hz for design in designs]
+    for design, rate, busy in tqdm(plan, desc="real time", unit="turn", file=sys.stderr, leave=False):
+        with _load(busy):
+            turns.setdefault((design, rate, busy), []).append(_turn(bundle, design, rate, seconds))
+    rows = [_summary(found) | {"load": busy} for (_, _, busy), found in turns.items()]
+    failover = measure_failover(bundle, kills)
     document = {
         "date": utc_now(),
         "machine": before,
         "load_average_after": describe_machine()["load_average"],
         "versions": describe_versions(),
         "conditions": {
-            "seconds": arguments.seconds,
-            "rounds": arguments.rounds,
+            "seconds": seconds,
+            "rounds": rounds,
             "priority": _PRIORITY,
-            "precision": load_bundle(arguments.bundle).manifest.precision,
+            "precision": load_bundle(bundle).manifest.precision,
         },
         "lateness_us": rows,
         "failover_ms": failover,
         "infer_overhead": overhead,
         "infer_overhead_ratio": overhead["ratio"],
     }
-    if arguments.out is not None:
-        write_json(arguments.out, document)
-    print(f"\n{'design':<12}{'Hz':>6}{'load':>6}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>9} us  missed  tick p50/p99 us")
+    if out is not None:
+        write_json(out, document)
+    print("ceiling: cyclictest, and no period without a command\n")
+    print(f"{'design':<12}{'Hz':>6}{'load':>6}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>9} us  missed  tick p50/p99 us")
     for row in sorted(rows, key=lambda row: (row["load"], -row["rate_hz"])):
         missed = "" if row["missed_share"] is None else f"{row['missed_share']:.3%}"
         tick = f"{row['tick_us']['p50']:.0f} / {row['tick_us']['p99']:.0f}" if "tick_us" in row else ""
@@ -356,7 +359,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"failover: p50 {failover['p50']:.1f} ms, max {failover['max']:.1f} ms of {failover['kills']}; predict takes {overhead['ratio']:.3f} of the bare session"
     )
+    print(json.dumps(document, allow_nan=False))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m benchmarks.real_time`: measure, print, and write the document."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--out", type=Path, help="where the document is written")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES_HZ, help="in Hz (default: 1000 100)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of every design at every rate (default: %(default)s)")
+    parser.add_argument(
+        "--load", type=int, default=0, help="processes that compute beside every turn, in as many turns again (default: none)"
+    )
+    parser.add_argument("--kills", type=int, default=KILLS, help="of the process that infers (default: %(default)s)")
+    parser.add_argument("--turn", nargs=3, metavar=("DESIGN", "HZ", "SECONDS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.turn:
+        design, rate, seconds = arguments.turn
+        print(json.dumps(measure_lateness(arguments.bundle, design, float(rate), float(seconds))))
+        return 0
+    return run_real_time(
+        arguments.bundle,
+        rates_hz=arguments.rates,
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+        kills=arguments.kills,
+        load=arguments.load,
+        out=arguments.out,
+    )
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import functools
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
-__all__ = ["RealTime", "take_real_time"]
+__all__ = ["RealTime", "set_out_of_memory_score", "take_real_time"]
 
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 _PR_SET_TIMERSLACK = 29
+_SCORE = Path("/proc/self/oom_score_adj")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class RealTime:
     """Keep all memory of the process in RAM."""
     quiet_collector: bool = False
     """Freeze what is there, and never look for garbage again: for a process that makes no cycles."""
+    out_of_memory_score: int | None = None
+    """oom_score_adj, -1000 .. 1000: the lower, the later the kernel kills it when memory runs out; None for as it is."""
 
 
 def take_real_time(wanted: RealTime) -> list[str]:
@@ -56,11 +60,31 @@ def take_real_time(wanted: RealTime) -> list[str]:
             )
             if _libc() is not None:
                 _libc().prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)  # Nanoseconds; 50,000 otherwise, and none for SCHED_FIFO.
+    if wanted.out_of_memory_score is not None and (words := set_out_of_memory_score(wanted.out_of_memory_score)):
+        refused.append(
+            f"protection when memory runs out: {words}: the kernel may take this process first. "
+            "Run: sudo choom -n -900 -p PID   # or, in a systemd unit: OOMScoreAdjust=-900"
+        )
     if wanted.quiet_collector:
         gc.collect()
         gc.freeze()
         gc.disable()
     return refused
+
+
+def set_out_of_memory_score(score: int) -> str:
+    """Of this process and what it starts: the higher, the earlier the kernel kills it when memory runs out. Raising it is always permitted.
+
+    Returns:
+        Why it was refused, empty if it was not, or where there is no such thing.
+    """
+    if not _SCORE.exists():
+        return ""
+    try:
+        _SCORE.write_text(str(score), encoding="ascii")
+    except OSError as error:
+        return _words(error)
+    return ""
 
 
 @functools.cache

@@ -301,7 +301,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     with watched:
         if realtime and priority:
-            for refused in take_real_time(RealTime(priority=priority, quiet_collector=True)):
+            for refused in take_real_time(RealTime(priority=priority, quiet_collector=True, out_of_memory_score=-900)):
                 print(f"not in real time: {refused}", file=sys.stderr)
         status = _StatusLine(robot, arguments.instruction, arguments.steps, watched)
         result = run_policy(

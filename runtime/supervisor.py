@@ -26,7 +26,7 @@ import sys
 import time
 from typing import Any
 
-from runtime.inference_worker import ANSWERED, ANSWERED_AT, ASKED, PAGE_BYTES, Shared, WorkerConfig
+from runtime.inference_worker import ANSWERED, ANSWERED_AT, ASKED, NO_MEMORY, PAGE_BYTES, Shared, WorkerConfig
 from runtime.mailbox import Mailbox
 from runtime.real_time import RealTime, take_real_time
 from runtime.trial import HOME, child_environment
@@ -36,6 +36,7 @@ __all__ = ["STATUS_BYTES", "WORKERS", "SupervisorConfig"]
 WORKERS = 2
 STATUS_BYTES = 1 << 16
 _LOOKS_PER_HANG, _ALONE = 4, 4
+_LAST_TO_GO = -900
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,7 @@ class _Supervisor:
                 self.counts["takeovers"] += 1
         code = worker.process.wait()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how += ": no memory left of what it may have, see WorkerConfig.memory_bytes" if code == NO_MEMORY else ""
         self.last_words = worker.error or f"the policy's process died ({how})"
         worker.close()
         now = time.monotonic()
@@ -224,7 +226,8 @@ def main() -> int:
     supervisor = _Supervisor(
         SupervisorConfig(**asked["config"]), WorkerConfig(**asked["worker"]), Shared(**asked["shared"]), asked["parent"]
     )
-    take_real_time(RealTime(priority=supervisor.worker_config.priority, lock_memory=False))  # It hardly ever runs, but then at once.
+    # It hardly ever runs, but then at once; and it must outlive its workers.
+    take_real_time(RealTime(priority=supervisor.worker_config.priority, lock_memory=False, out_of_memory_score=_LAST_TO_GO))
     supervisor.run()
     return 0
 

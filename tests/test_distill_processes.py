@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from distill.train import distill as distill_student
 HERE = Path(__file__).parent
 STEPS = 100
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TWO_NODES = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "two"]
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
@@ -65,6 +67,25 @@ def test_two_processes_learn_what_one_learns(data: Path, alone: Path, tmp_path: 
     assert lineage["processes"] == 2
     assert lineage["train_cpu_s"] > 0
     assert load_student(tmp_path / "student")
+
+
+@pytest.mark.slow
+def test_two_machines_learn_what_one_learns(data: Path, alone: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A launcher on each, which find each other at an address; the first process of them all writes, the folder is one that both see."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    out = tmp_path / "student"
+    nodes = [start([*TWO_NODES, "--node_rank", str(rank), "--rdzv_endpoint", place], data, out) for rank in range(2)]
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    expected, got = curve(alone), curve(out)
+    assert [step for step, _ in got] == [step for step, _ in expected]
+    assert [loss for _, loss in got] == pytest.approx([loss for _, loss in expected], rel=0.02)
+    assert sum(output.count("writes the checkpoint") for output in outputs) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["student"]
+    assert read_json(out / "config.json")["lineage"]["processes"] == 2
+    assert load_student(out)
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from actlet.errors import CallerError, RobotFault
+from benchmarks.fault_sequences import STEP_S, Witness
 from runtime.failsafe import RULES, Cause, Failsafe, FailsafeConfig, State, StopButtons, Verdict
 from runtime.judge import REASONS
 
 CONFIG = FailsafeConfig(hold_s=0.5, wait_s=2.0, good_chunks=3, ramp_s=0.25, safe_pose_s=1.0, max_gap_s=1.0)
-STEP_S = 1 / 64  # A power of two: sums of it are exact.
 HOLDING = [cause for cause in Cause if RULES[cause].asks is State.HOLD]
 STOPPING = [cause for cause in Cause if RULES[cause].asks is State.RAMP]
 
@@ -292,86 +292,6 @@ def test_contradicting_limits_are_refused(options: dict[str, float], message: st
     """With the whole configuration in the message."""
     with pytest.raises(CallerError, match=message):
         FailsafeConfig(**options)  # type: ignore[arg-type]
-
-
-class Witness:
-    """Uses a failsafe, keeps account of time and chunks by itself, and says what every verdict must be."""
-
-    def __init__(self, config: FailsafeConfig, safe_pose: bool) -> None:
-        self.failsafe, self.config, self.safe_pose, self.now_s = Failsafe(config), config, safe_pose, 1000.0
-        self.failsafe.begin(self.now_s, safe_pose=safe_pose)
-        self.fresh(needed=1)
-
-    def fresh(self, needed: int) -> None:
-        self.state, self.is_first, self.needed, self.row, self.in_state_s = State.HOLD, True, needed, 0, 0.0
-        self.cause: Cause | None = Cause.NO_ACTION
-        self.spent, self.mode = {"trouble": 0.0, "wait": 0.0}, "wait"
-
-    def chunk(self, good: bool) -> None:
-        self.failsafe.note_chunk(good)
-        self.row = self.row + 1 if good else 0
-
-    def tick(self, gap_s: float, causes: frozenset[Cause]) -> None:
-        self.now_s += gap_s
-        is_jump = not 0 <= gap_s <= self.config.max_gap_s
-        verdict = self.failsafe.update(self.now_s, causes)
-        counted = causes | ({Cause.CLOCK_JUMP} if is_jump else set())
-        if self.is_first:
-            counted -= {Cause.NO_ACTION, Cause.INFERENCE_LOST}
-        assert self.failsafe.active == counted
-        before, asked = self.state, max((RULES[cause].asks for cause in counted), default=State.RUN)
-        self.in_state_s += 0 if is_jump else gap_s
-        if before is State.HOLD:
-            self.spent[self.mode] += 0 if is_jump else gap_s
-            self.mode = "trouble" if counted else "wait"
-        if counted:
-            self.row, self.needed = 0, self.config.good_chunks
-        expected = self.expected(before, asked, counted)
-        self.cause = verdict.cause
-        assert verdict.state is expected
-        assert verdict is self.failsafe.verdict
-        # The laws, whatever was expected.
-        assert verdict.state >= asked
-        assert verdict.state >= before or (before, verdict.state) == (State.HOLD, State.RUN)
-        assert (verdict.cause is None) is (verdict.state is State.RUN)
-        if expected is not before:
-            self.state, self.in_state_s = expected, 0.0
-            assert verdict.since_s == self.now_s
-            self.is_first = self.is_first and expected is not State.RUN
-            if expected is State.HOLD:
-                self.spent, self.mode = {"trouble": 0.0, "wait": 0.0}, "trouble"
-        assert self.failsafe.in_state_s == pytest.approx(self.in_state_s, abs=1e-9)
-
-    def expected(self, before: State, asked: State, counted: frozenset[Cause]) -> State:
-        if asked > before:
-            return asked
-        if before is State.HOLD:
-            if not counted and self.row >= self.needed:
-                return State.RUN
-            budget = self.config.hold_s if self.mode == "trouble" else self.config.wait_s
-            return State.RAMP if self.spent[self.mode] >= budget else State.HOLD
-        forbidden = any(not RULES[cause].safe_pose for cause in counted | {self.cause} - {None})
-        if before is State.RAMP:
-            goes = self.safe_pose and self.config.safe_pose_s is not None and not forbidden and not self.is_first
-            return State.SAFE_POSE if goes and self.in_state_s >= self.config.ramp_s else State.RAMP
-        if before is State.SAFE_POSE:
-            return State.ESTOP if forbidden or self.in_state_s >= (self.config.safe_pose_s or 0) else State.SAFE_POSE
-        return before
-
-    def reset(self, operator: bool) -> None:
-        was = self.failsafe.verdict
-        still = {cause for cause in self.failsafe.active if not RULES[cause].clears or cause is was.cause} - {Cause.CLOCK_JUMP}
-        if was.state < State.RAMP:
-            self.failsafe.reset(operator=operator)
-            assert self.failsafe.verdict is was
-        elif still or (was.state is State.ESTOP and not operator):
-            with pytest.raises(RobotFault):
-                self.failsafe.reset(operator=operator)
-            assert self.failsafe.verdict is was
-        else:
-            self.failsafe.reset(operator=operator)
-            assert self.failsafe.verdict.state is State.HOLD
-            self.fresh(self.config.good_chunks)
 
 
 # Multiples of a 64th, so that the witness's sums are exact; budgets are a few of them, so that they run out.

@@ -19,6 +19,7 @@ import pytest
 from actlet.command_line import main
 from actlet.errors import CallerError, ObservationError
 from actlet.protocols import ActionChunk, Observation
+from benchmarks.failing_policy import TRIGGERS
 from runtime.inference import Answer
 from runtime.inference_process import InferenceProcess
 from runtime.inference_worker import WorkerConfig
@@ -139,6 +140,39 @@ def test_a_policy_that_fails_is_an_answer(policy: BundlePolicy) -> None:
             inference.submit(observed(policy), "x" * 5000, 0)
         with pytest.raises(ObservationError, match="front"):
             inference.submit(Observation({}, observed(policy).state), "put the cup", 0)
+
+
+def test_a_worker_without_memory_ends_and_another_takes_over(policy: BundlePolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it may have is limited; the standby answers what it was asked, and the reason is said."""
+    (tmp_path / "triggers").mkdir()
+    monkeypatch.setenv(TRIGGERS, str(tmp_path / "triggers"))
+    quick = SupervisorConfig(hang_s=20.0, first_wait_s=0.01, longest_wait_s=0.02)
+    with opened(policy.bundle.path, quick, opener="benchmarks.failing_policy:open_failing", memory_bytes=1 << 30) as inference:
+        until(lambda: inference.status.ready == 2)
+        limits = [Path(f"/proc/{pid}/limits").read_text() for pid in inference.status.pids]
+        assert all(re.search(r"Max data size +1073741824 ", text) for text in limits)
+        (tmp_path / "triggers" / "memory").touch()
+        assert answer(inference, observed(policy), "put the cup", 3).error == ""
+        until(lambda: inference.status.deaths == 1)
+        assert (inference.status.takeovers, inference.status.hangs) == (1, 0)
+        assert "exit code 4: no memory left of what it may have, see WorkerConfig.memory_bytes" in inference.status.error
+
+
+def test_a_worker_goes_first_when_the_machine_has_no_memory(policy: BundlePolicy) -> None:
+    """The kernel's order: workers before what commands the robot; the limit of memory that nobody named follows the bundle's size."""
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    with opened(policy.bundle.path) as inference:
+        until(lambda: inference.status.ready == 2)
+        scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in inference.status.pids]
+        assert scores == [500, 500]
+        assert int(Path(f"/proc/{inference._supervisor.pid}/oom_score_adj").read_text()) <= own
+        size = sum(min(file.stat().st_size, 512 * file.stat().st_blocks) for file in policy.bundle.path.iterdir())
+        for pid in inference.status.pids:
+            assert f" {(2 << 30) + 8 * size} " in Path(f"/proc/{pid}/limits").read_text()
+    with opened(policy.bundle.path, memory_bytes=0) as inference:
+        assert re.search(r"Max data size +unlimited", Path(f"/proc/{inference.status.pids[0]}/limits").read_text())
+    with pytest.raises(CallerError, match="memory of -1 bytes, expected a positive number, or 0"):
+        InferenceProcess(policy.bundle.path, worker=WorkerConfig(policy="", memory_bytes=-1))
 
 
 def test_what_cannot_be_opened_says_why(tmp_path: Path, policy: BundlePolicy) -> None:
@@ -297,10 +331,11 @@ def test_a_message_that_was_not_finished_is_not_read() -> None:
 
 
 def _take(said: object) -> None:
-    refused = take_real_time(RealTime(priority=1, quiet_collector=True))
+    refused = take_real_time(RealTime(priority=1, quiet_collector=True, out_of_memory_score=-800))
     import gc
 
-    said.send((refused, os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK, gc.isenabled()))  # type: ignore[attr-defined]
+    score = int(Path("/proc/self/oom_score_adj").read_text())
+    said.send((refused, os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK, gc.isenabled(), score))  # type: ignore[attr-defined]
 
 
 def test_real_time_is_taken_or_refused_in_words() -> None:
@@ -308,8 +343,9 @@ def test_real_time_is_taken_or_refused_in_words() -> None:
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_take, args=(there,))
     process.start()
-    refused, policy, collects = here.recv()
+    refused, policy, collects, score = here.recv()
     process.join()
     assert not collects
     assert (policy == os.SCHED_FIFO) == (not any("real-time priority" in line for line in refused))
-    assert all(re.search(r"Run: echo .*limits\.d", line) for line in refused)
+    assert (score == -800) == (not any("when memory runs out" in line for line in refused))
+    assert all(re.search(r"Run: (echo .*limits\.d|sudo choom -n -900)", line) for line in refused)
