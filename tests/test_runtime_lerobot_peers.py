@@ -82,7 +82,7 @@ print(json.dumps({"words": words, "empty": len(empty.data), "waited": time.monot
 """
 
 ROBOT = """
-import json, sys, threading, time
+import json, os, sys, threading, time
 import numpy as np
 from dataclasses import dataclass
 from lerobot.async_inference import robot_client
@@ -133,7 +133,9 @@ until = time.monotonic() + 120
 while len(client.robot.sent) < 40 and time.monotonic() < until:
     time.sleep(0.05)
 client.stop()
-print(json.dumps({"sent": client.robot.sent, "latest": client.latest_action}))
+receiving.join(10), driving.join(10)
+print(json.dumps({"sent": client.robot.sent, "latest": client.latest_action}), flush=True)
+os._exit(0)  # Else its threads and gRPC's may still be at work while the interpreter is taken down.
 """
 
 
