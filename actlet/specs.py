@@ -9,6 +9,7 @@ Shape letters used everywhere: B batch, T time, H horizon (chunk length), A acti
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -80,23 +81,29 @@ class ObservationSpec(PlainJson):
         """S, the length of the state vector."""
         return len(self.state_names)
 
+    @functools.cached_property
+    def _frame_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Camera -> shape of its frames; kept, because `check` is part of every control step."""
+        return {camera.name: (camera.height, camera.width, 3) for camera in self.cameras}
+
     def check(self, images: dict[str, NDArray[np.uint8]], state: NDArray[np.float32]) -> None:
         """Refuse frames or a state that differ from this specification.
 
         Raises:
             ObservationError: A camera is missing or has another size or type, or the state is not finite.
         """
-        if len(images) != len(self.cameras) or not all(camera.name in images for camera in self.cameras):
+        expected = self._frame_shapes
+        if len(images) != len(expected) or not expected.keys() <= images.keys():
             raise ObservationError(
                 f"cameras {sorted(images)} differ from the expected {sorted(c.name for c in self.cameras)}: "
                 "give every camera of the specification under its name, and no other."
             )
-        for camera in self.cameras:
-            frame = images[camera.name]
-            if frame.dtype != _UINT8 or frame.shape != (camera.height, camera.width, 3):
+        for name, shape in expected.items():
+            frame = images[name]
+            if (frame.dtype is not _UINT8 and frame.dtype != _UINT8) or frame.shape != shape:
                 raise ObservationError(
-                    f"camera {camera.name!r}: got {frame.dtype} {frame.shape}, "
-                    f"expected uint8 {(camera.height, camera.width, 3)} (RGB, rows first): resize or convert the frame."
+                    f"camera {name!r}: got {frame.dtype} {frame.shape}, "
+                    f"expected uint8 {shape} (RGB, rows first): resize or convert the frame."
                 )
         if state.shape != (self.state_dim,) or state.dtype.kind != "f":
             raise ObservationError(f"state: got {state.dtype} {state.shape}, expected float32 {(self.state_dim,)}: {self.state_names}.")

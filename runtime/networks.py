@@ -17,7 +17,7 @@ from actlet.manifest import TextEncoderInfo
 from actlet.specs import PolicySpec
 from runtime.golden import Golden
 from runtime.network_check import check_network
-from runtime.ort_backend import OrtModel, SessionConfig, Signature
+from runtime.ort_backend import OrtModel, SessionConfig, Signature, places_in_block
 from runtime.policy_network import PolicyNetwork
 from runtime.wordpiece import WordPiece
 
@@ -70,7 +70,7 @@ class Networks:
         self._policy = PolicyNetwork(policy, condition, config=config, engine=engine)
         self._cameras = [(camera.name, f"images.{camera.name}") for camera in spec.observation.cameras]
         told = spec.timing.committed_steps
-        self._nothing_on_its_way = np.zeros((1, told, 1 + spec.action.dim), np.float32) if told else None
+        self._nothing_on_its_way = np.zeros((told, 1 + spec.action.dim), np.float32) if told else None
         inputs: Signature = {f"images.{c.name}": ("uint8", (1, c.height, c.width, 3)) for c in spec.observation.cameras}
         inputs |= {"state": ("float32", (1, spec.observation.state_dim))}
         inputs |= {"instruction": ("float32", (1, text_encoder.embedding_dim))} if text_encoder is not None else {}
@@ -83,6 +83,8 @@ class Networks:
             {"actions": ("float32", (1, steps, spec.action.dim)), "confidence": ("float32", (1, steps))},
             "policy.onnx gives",
         )
+        self.places = places_in_block(self._policy.outputs)
+        """Where `actions` and `confidence` are in what `infer` returns."""
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -128,14 +130,59 @@ class Networks:
         Returns:
             Actions float32 (H, A) in physical units, not clipped, and confidence float32 (H,).
         """
+        self.spec.observation.check(dict(images), state)
+        return self.parts(self.infer(images, state, vector[None], committed).copy())
+
+    def infer(
+        self,
+        images: Mapping[str, NDArray[np.uint8]],
+        state: NDArray[np.float32],
+        vector: NDArray[np.float32],
+        committed: NDArray[np.float32] | None,
+    ) -> NDArray[np.float32]:
+        """`answer` for an observation that `ObservationSpec.check` has passed, with as few steps as there can be.
+
+        Args:
+            images: As for `answer`, as the others are.
+            state: float32 (S,).
+            vector: float32 (1, E).
+            committed: float32 (D, 1 + A) or None.
+
+        Returns:
+            float32, with actions and confidence at `places`, not copied: the next call writes over it.
+        """
+        network = self._policy.session(vector)
+        if network is None:
+            return self._infer_by_engine(images, state, vector, committed)
+        bound = network.bound
+        for name, fed in self._cameras:
+            np.copyto(bound[fed], images[name])
+        np.copyto(bound["state"], state)
+        if self._nothing_on_its_way is not None:
+            np.copyto(bound["committed"], self._nothing_on_its_way if committed is None else committed)
+        return network.infer()
+
+    def _infer_by_engine(
+        self,
+        images: Mapping[str, NDArray[np.uint8]],
+        state: NDArray[np.float32],
+        vector: NDArray[np.float32],
+        committed: NDArray[np.float32] | None,
+    ) -> NDArray[np.float32]:
         feeds: dict[str, NDArray[Any]] = {fed: images[name][None] for name, fed in self._cameras}
         feeds["state"] = state.astype(np.float32, copy=False)[None]
         if self._encoder is not None:
-            feeds["instruction"] = vector[None]
+            feeds["instruction"] = vector
         if self._nothing_on_its_way is not None:
-            feeds["committed"] = self._nothing_on_its_way if committed is None else committed[None]
-        outputs = self._policy.run(feeds)
-        return outputs["actions"][0], outputs["confidence"][0]
+            feeds["committed"] = (self._nothing_on_its_way if committed is None else committed)[None]
+        block = np.zeros(max(place.stop for place in self.places.values()), np.float32)
+        for name, values in self._policy.run(feeds).items():
+            block[self.places[name]] = values.ravel()
+        return block
+
+    def parts(self, block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Actions (H, A) and confidence (H,) of what `infer` returned."""
+        return block[self.places["actions"]].reshape(self.spec.timing.horizon, -1), block[self.places["confidence"]]
 
     def record(
         self,

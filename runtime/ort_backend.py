@@ -6,7 +6,7 @@ Three things that ONNX Runtime does by itself are undone here:
   (p50 22 -> 40 ms was measured on two busy cores): spinning is off and one thread is the default;
 * a provider that cannot load is replaced by the CPU with a line on stderr: the session's real providers are compared
   with the request;
-* outputs are new memory at each call: inputs and outputs are bound once. It saves little time (9 us), but nothing grows.
+* outputs are new memory at each call: inputs and outputs are bound once, float32 outputs in one block. It saves little time (9 us), but nothing grows.
 
 On a GPU the memory that is bound is the GPU's, and the whole run is recorded as a CUDA graph, so that one launch takes the place of one per operator.
 """
@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from actlet.errors import BundleError, CallerError, MissingLibraryError, RobotFault
 
-__all__ = ["GPU_PROVIDERS", "OrtModel", "SessionConfig", "Signature"]
+__all__ = ["GPU_PROVIDERS", "OrtModel", "SessionConfig", "Signature", "places_in_block"]
 
 Signature = dict[str, tuple[str, tuple[int, ...]]]
 """Name -> (numpy dtype name, fixed shape) of a network's inputs or outputs."""
@@ -47,6 +48,7 @@ _GPU_OPTIONS: dict[str, dict[str, str]] = {
     "TensorrtExecutionProvider": {"trt_cuda_graph_enable": "1"},
     "NvTensorRTRTXExecutionProvider": {"enable_cuda_graph": "1"},
 }
+_LINE = 16  # float32 in a cache line.
 _ERRORS_ONLY = 3  # ONNX Runtime's severity: what is worth knowing is checked here and raised.
 
 
@@ -130,12 +132,16 @@ class OrtModel:
         self.inputs = _signature(self._session.get_inputs(), where)
         self.outputs = _signature(self._session.get_outputs(), where)
         self._binding = self._session.io_binding()
-        self._in = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.inputs.items()}
+        self.bound = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.inputs.items()}
+        """Name -> what the next `infer` is fed with."""
         self._out = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.outputs.items()}
+        places = places_in_block(self.outputs)
+        self._block = np.zeros(max((place.stop for place in places.values()), default=0), np.float32)
+        self._out |= {name: self._block[place].reshape(self.outputs[name][1]) for name, place in places.items()}
         if self._on_gpu:
             self._bind_gpu()
             return
-        for name, array in self._in.items():
+        for name, array in self.bound.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in self._out.items():
             self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -144,7 +150,7 @@ class OrtModel:
         """Memory of the GPU for everything: a graph is recorded with its addresses."""
         make = onnxruntime.OrtValue.ortvalue_from_numpy
         try:
-            self._gpu_in = {name: make(array, "cuda", 0) for name, array in self._in.items()}
+            self._gpu_in = {name: make(array, "cuda", 0) for name, array in self.bound.items()}
             self._gpu_out = {name: make(array, "cuda", 0) for name, array in self._out.items()}
         except Exception as error:
             raise RobotFault(f"{self.where}: no memory on the GPU to run it ({_first_line(error)}).") from error
@@ -166,23 +172,36 @@ class OrtModel:
             BundleError: Another set of inputs, or one of another type or shape.
             RobotFault: ONNX Runtime failed while it ran.
         """
-        if len(feeds) != len(self._in):
+        if len(feeds) != len(self.bound):
             raise self._unlike(feeds)
         for name, array in feeds.items():
-            bound = self._in.get(name)
+            bound = self.bound.get(name)
             if bound is None or array.dtype != bound.dtype or array.shape != bound.shape:
                 raise self._unlike(feeds)
-            bound[...] = array
+            np.copyto(bound, array)
+        self.infer()
+        return {name: array.copy() for name, array in self._out.items()}
+
+    def infer(self) -> NDArray[np.float32]:
+        """One inference on what lies in `bound`.
+
+        Returns:
+            The float32 outputs at their `places_in_block`; the next run writes over it.
+
+        Raises:
+            RobotFault: ONNX Runtime failed while it ran.
+        """
         try:
             if self._on_gpu:
                 for name, value in self._gpu_in.items():
-                    value.update_inplace(self._in[name])
+                    value.update_inplace(self.bound[name])
             self._session.run_with_iobinding(self._binding)
             if self._on_gpu:
-                return {name: value.numpy() for name, value in self._gpu_out.items()}
+                for name, value in self._gpu_out.items():
+                    np.copyto(self._out[name], value.numpy())
         except Exception as error:
             raise RobotFault(f"{self.where}: inference failed ({_first_line(error)}).") from error
-        return {name: array.copy() for name, array in self._out.items()}
+        return self._block
 
     def _unlike(self, feeds: Mapping[str, NDArray[Any]]) -> BundleError:
         got = {name: (str(array.dtype), array.shape) for name, array in feeds.items()}
@@ -191,6 +210,16 @@ class OrtModel:
     def end_profile(self) -> Path:
         """Where ONNX Runtime wrote its profile (a list of events as JSON); of a network with `SessionConfig.profile`, once."""
         return Path(self._session.end_profiling())
+
+
+def places_in_block(outputs: Signature) -> dict[str, slice]:
+    """Name -> where a float32 output lies in the block that `OrtModel.infer` returns."""
+    places, start = dict[str, slice](), 0
+    for name, (dtype, shape) in outputs.items():
+        if dtype == "float32":
+            places[name] = slice(start, start + math.prod(shape))
+            start += -(-math.prod(shape) // _LINE) * _LINE
+    return places
 
 
 @functools.cache

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from actlet.errors import BundleError, RobotFault, UnknownNameError
 from actlet.manifest import CONDITION_NAME, Manifest
 from actlet.protocols import ActionChunk, Observation, committed_rows
-from actlet.specs import all_finite
 from runtime.backends import BACKENDS
 from runtime.bundle import Bundle, load_bundle
 from runtime.golden import Golden
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["BundlePolicy"]
 
 _REMEMBERED_INSTRUCTIONS = 32
-_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 class BundlePolicy:
@@ -68,8 +66,12 @@ class BundlePolicy:
         )
         self.clipped = 0
         """Action values outside the specification's limits so far; each was set to the limit."""
-        self._low = np.asarray(self.spec.action.low, np.float32)
-        self._high = np.asarray(self.spec.action.high, np.float32)
+        places, steps = self.networks.places, self.spec.timing.horizon
+        self._low, self._high = (np.full(max(place.stop for place in places.values()), end, np.float32) for end in (0, 1))  # Of confidence.
+        self._low[places["actions"]], self._high[places["actions"]] = (
+            np.tile(self.spec.action.low, steps),
+            np.tile(self.spec.action.high, steps),
+        )
         self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         _self_test(self.networks, self.bundle.golden, manifest, str(self.bundle.path))
 
@@ -80,7 +82,7 @@ class BundlePolicy:
             ObservationError: The text is longer than the encoder reads.
             RobotFault: A network answered with something that is not finite.
         """
-        self.networks.prepare(self._vector(instruction))
+        self.networks.prepare(self._vector(instruction)[0])
 
     def predict(self, observations: Sequence[Observation], instructions: Sequence[str]) -> list[ActionChunk]:
         """One chunk per observation, computed one after the other (a bundle's networks have batch 1).
@@ -89,26 +91,36 @@ class BundlePolicy:
             ObservationError: A frame or state of another size or type, an instruction that is too long, or more on its way than it can be told of.
             RobotFault: The network failed, or answered with something that is not finite.
         """
+        if len(observations) == len(instructions) == 1:  # As on a robot.
+            return [self._predict_one(observations[0], instructions[0])]
         return [self._predict_one(*pair) for pair in zip(observations, instructions, strict=True)]
 
     def _predict_one(self, observation: Observation, instruction: str) -> ActionChunk:
         self.spec.observation.check(observation.images, observation.state)
-        committed = committed_rows(observation, self.spec)
-        actions, confidence = self.networks.answer(observation.images, observation.state, self._vector(instruction), committed)
-        if not (all_finite(actions) and all_finite(confidence)):
-            where = np.argwhere(~np.isfinite(actions))
+        committed = None if observation.committed is None else committed_rows(observation, self.spec)
+        raw = self.networks.infer(observation.images, observation.state, self._vector(instruction), committed)
+        # Actions and confidence at once, since whatever runs after an inference finds its code out of the caches: a call of numpy takes up to 10 us.
+        inside = np.maximum(raw, self._low)  # np.clip takes ten times as long for so few values.
+        np.minimum(inside, self._high, out=inside)
+        if inside.data != raw.data:  # As numbers: NaN differs from itself, and infinity from a limit.
+            self._require_finite(raw)
+            place = self.networks.places["actions"]
+            self.clipped += int(np.count_nonzero(inside[place] != raw[place]))
+        return ActionChunk(*self.networks.parts(inside))
+
+    def _require_finite(self, raw: NDArray[np.float32]) -> None:
+        if not np.isfinite(raw).all():
+            where = np.argwhere(~np.isfinite(self.networks.parts(raw)[0]))
             first = f"actions[{where[0][0]}] {self.spec.action.names[where[0][1]]!r}" if len(where) else "confidence"
             raise RobotFault(f"policy.onnx answered with a value that is not finite ({first}); the chunk is refused.")
-        inside = np.minimum(np.maximum(actions, self._low), self._high)  # np.clip takes ten times as long for so few values.
-        self.clipped += int(np.count_nonzero(inside != actions))
-        return ActionChunk(actions=inside, confidence=np.minimum(np.maximum(confidence, _ZERO), _ONE))
 
     def _vector(self, instruction: str) -> NDArray[np.float32]:
         vector = self._vectors.get(instruction)
         if vector is None:
-            vector = self.networks.embed(instruction)
+            vector = self.networks.embed(instruction)[None].copy()  # (1, E)
             if not np.isfinite(vector).all():
                 raise RobotFault(f"instruction.onnx answered {instruction!r} with a vector that is not finite.")
+            vector.flags.writeable = False  # Its network is found by what it is, not by what it holds (`runtime.policy_network`).
             self._vectors[instruction] = vector
             if len(self._vectors) > _REMEMBERED_INSTRUCTIONS:
                 self._vectors.popitem(last=False)

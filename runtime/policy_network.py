@@ -79,6 +79,7 @@ class PolicyNetwork:
         self._whole = whole if condition is None else None
         self._kept = sessions_kept(len(policy))
         self._fixed: OrderedDict[bytes, OrtModel] = OrderedDict()
+        self._last: tuple[NDArray[np.float32], OrtModel] | None = None  # The vector that was asked for last, if nobody can change it.
         if self._condition is not None:
             given = self._condition.outputs
             if list(self._condition.inputs) != [_VECTOR] or any(whole.inputs.get(name) != what for name, what in given.items()):
@@ -111,6 +112,29 @@ class PolicyNetwork:
         self._tell(self._engine, feeds[_VECTOR])
         return self._engine.run(rest)
 
+    def session(self, vector: NDArray[np.float32]) -> OrtModel | None:
+        """What decides under an instruction, to be fed through `OrtModel.bound`; None where an engine runs, which only `run` feeds.
+
+        Args:
+            vector: float32 (1, E), or (1, 0) for a policy that reads no instruction; one that is read-only is known again by itself, not by its values.
+
+        Raises:
+            BundleError: A vector of another shape.
+            RobotFault: What condition.onnx answers is not finite.
+        """
+        if self._last is not None and vector is self._last[0]:
+            return self._last[1]
+        if self._engine is not None:
+            return None
+        network = self.fixed(vector)
+        if self._whole is None and not vector.flags.writeable:
+            self._last = vector, network
+        elif _VECTOR in network.bound:
+            if vector.shape != network.bound[_VECTOR].shape:
+                raise BundleError(f"policy.onnx: an instruction's vector of shape {vector.shape}, expected {network.bound[_VECTOR].shape}.")
+            np.copyto(network.bound[_VECTOR], vector)
+        return network
+
     def prepare(self, vector: NDArray[np.float32]) -> None:
         """Make ready for an instruction, so that its first decision takes no longer than the others.
 
@@ -127,6 +151,7 @@ class PolicyNetwork:
     def forget(self) -> None:
         """Let go of the sessions that are kept."""
         self._fixed.clear()
+        self._last = None
 
     def _tell(self, engine: TensorrtModel, vector: NDArray[np.float32]) -> None:
         key = vector.tobytes()

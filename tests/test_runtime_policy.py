@@ -87,19 +87,44 @@ def test_actions_outside_the_limits_are_clipped_and_counted(
     assert policy.clipped == ((raw < low) | (raw > high)).sum()
 
 
-def test_an_answer_that_is_not_finite_is_a_fault(tiny_bundle: Path, observation: Observation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It never becomes a chunk; the message names the dimension."""
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("part", "place", "named"), [(0, (2, 1), r"actions\[2\] 'dx'"), (1, 2, "confidence")])
+def test_an_answer_that_is_not_finite_is_a_fault(
+    tiny_bundle: Path,
+    observation: Observation,
+    monkeypatch: pytest.MonkeyPatch,
+    poison: float,
+    part: int,
+    place: int | tuple[int, int],
+    named: str,
+) -> None:
+    """It never becomes a chunk, and is not counted as clipped; the message names the dimension."""
     policy = BundlePolicy(tiny_bundle)
-    answer = policy.networks.answer
+    infer = policy.networks.infer
 
-    def poisoned(*arguments: object) -> tuple[np.ndarray, np.ndarray]:
-        actions, confidence = answer(*arguments)
-        actions[2, 1] = np.nan
-        return actions, confidence
+    def poisoned(*arguments: object) -> np.ndarray:
+        block = infer(*arguments).copy()
+        policy.networks.parts(block)[part][place] = poison
+        return block
 
-    monkeypatch.setattr(policy.networks, "answer", poisoned)
-    with pytest.raises(RobotFault, match=r"actions\[2\] 'dx'.*refused"):
+    monkeypatch.setattr(policy.networks, "infer", poisoned)
+    with pytest.raises(RobotFault, match=rf"\({named}\).*refused"):
         policy.predict([observation], [TEXT])
+    assert policy.clipped == 0
+
+
+def test_a_chunk_is_memory_of_its_own(tiny_bundle: Path, observation: Observation) -> None:
+    """Later decisions, of another instruction and another frame, leave an earlier chunk alone; the same question is answered the same."""
+    policy = BundlePolicy(tiny_bundle)
+    (first,) = policy.predict([observation], [TEXT])
+    kept = first.actions.copy(), first.confidence.copy()
+    other = dataclasses.replace(observation, images={name: 255 - frame for name, frame in observation.images.items()})
+    (second,) = policy.predict([other], ["lift the cup"])
+    assert not np.array_equal(second.actions, first.actions)
+    assert np.array_equal(first.actions, kept[0])
+    assert np.array_equal(first.confidence, kept[1])
+    (again,) = policy.predict([observation], [TEXT])
+    assert np.array_equal(again.actions, first.actions)
 
 
 def test_an_observation_of_another_form_is_refused(tiny_bundle: Path, observation: Observation) -> None:
