@@ -15,7 +15,7 @@ import dataclasses
 import json
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ import onnx
 from actlet.manifest import CONDITION_NAME, NodePrecision
 from quantize.condition import INSTRUCTION, network_files, network_of
 from quantize.frames import Frames
-from quantize.graph import Graph, weight_value
+from quantize.graph import Graph
+from quantize.side_by_side import layers_of
 from runtime.ort_backend import OrtModel, SessionConfig
 from runtime.policy_network import PolicyNetwork
 
@@ -33,7 +34,7 @@ __all__ = ["audit", "executed_operators", "node_seconds", "summary", "with_time_
 _INTEGER = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 _OPERATORS = ("Conv", "Gemm", "MatMul", "MatMulInteger")
 _FLOAT = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
-_UNPACKING = ("Cast", "Mul", "Add", "Reshape", "Slice", "Round", "Clip", "DequantizeLinear")
+_UNPACKING = ("Cast", "Concat", "Mul", "Add", "Reshape", "Slice", "Round", "Clip", "DequantizeLinear")
 
 
 def executed_operators(model: onnx.ModelProto, config: SessionConfig | None = None) -> list[tuple[str, str]]:
@@ -70,16 +71,18 @@ def audit(model: onnx.ModelProto, asked: Mapping[str, str] | None = None, config
     running = {_origin(name): op for name, op in executed_operators(model, config)}
     entries = []
     for node in graph.nodes:
-        stored = set(_stored_weights(graph, makers, node))
-        if not stored:
-            continue
-        op = next((running[name] for name in _known_as(graph, node) if running.get(name) in _INTEGER + _FLOAT), None)
-        half = any(graph.constant(name).dtype == np.float16 for name in stored)
-        precision = (asked or {}).get(node.name, "float16" if half else "float32")
-        executed = None if op is None else "int8" if op in _INTEGER else "float32"
-        size = sum(graph.stored_bytes(name) for name in stored)
-        kind = node.op_type.removeprefix("QLinear").removesuffix("Integer")
-        entries.append(NodePrecision(name=node.name, op=kind, weight_bytes=size, asked=precision, executed=executed))
+        others = list(node.input[4 if node.op_type == "QLinearConv" else 2 :])
+        for layer, weight in layers_of(node, makers).items():
+            stored, others = set(_stored_weights(graph, makers, weight, others)), []
+            if not stored:
+                continue
+            op = next((running[name] for name in _known_as(graph, node) if running.get(name) in _INTEGER + _FLOAT), None)
+            half = any(graph.constant(name).dtype == np.float16 for name in stored)
+            precision = (asked or {}).get(layer, "float16" if half else "float32")
+            executed = None if op is None else "int8" if op in _INTEGER else "float32"
+            size = sum(graph.stored_bytes(name) for name in stored)
+            kind = node.op_type.removeprefix("QLinear").removesuffix("Integer")
+            entries.append(NodePrecision(name=layer, op=kind, weight_bytes=size, asked=precision, executed=executed))
     return tuple(entries)
 
 
@@ -89,7 +92,10 @@ def node_seconds(model: onnx.ModelProto, frames: Frames, config: SessionConfig |
     What runs once per instruction is not among them.
     """
     graph = Graph(model)
-    origin = {name: node.name for node in graph.nodes for name in _known_as(graph, node) if node.op_type.endswith(_OPERATORS)}
+    makers = {output: node for node in graph.nodes for output in node.output}
+    origin = {
+        name: list(layers_of(node, makers)) for node in graph.nodes for name in _known_as(graph, node) if node.op_type.endswith(_OPERATORS)
+    }
     seconds: dict[str, float] = collections.defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         network = network_of(model, dataclasses.replace(config or SessionConfig(), profile=Path(folder) / "run")).fixed(
@@ -101,7 +107,9 @@ def node_seconds(model: onnx.ModelProto, frames: Frames, config: SessionConfig |
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             name = _origin(event["name"].removesuffix("_kernel_time"))
-            seconds[origin.get(name, "")] += event["dur"] / 1e6
+            layers = origin.get(name, [""])
+            for layer in layers:  # Those that are computed at once share the time.
+                seconds[layer] += event["dur"] / 1e6 / len(layers)
     return dict(seconds)
 
 
@@ -141,12 +149,10 @@ def _origin(name: str) -> str:
     return re.sub(r"(_pre_q)?(_nchwc)?(_token_\d+)?$", "", name.removeprefix("fused "))
 
 
-def _stored_weights(graph: Graph, makers: dict[str, onnx.NodeProto], node: onnx.NodeProto) -> Iterator[str]:
-    """Names of the constants that a node's weights and bias are made of; nothing for a node without stored weights."""
-    weight = weight_value(node, makers)
+def _stored_weights(graph: Graph, makers: dict[str, onnx.NodeProto], weight: str, others: Sequence[str]) -> Iterator[str]:
+    """Names of the constants that a layer's weights, and its scales and bias, are made of; nothing for one without stored weights."""
     if not weight or not _made_of_constants(graph, makers, weight):
         return
-    others = list(node.input[4 if node.op_type == "QLinearConv" else 2 :])
     stack = [weight, *others]
     while stack:
         value = stack.pop()

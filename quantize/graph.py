@@ -187,18 +187,20 @@ class Graph:
         return ordered
 
 
-def weight_value(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> str:
+def weight_value(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], *, start: str | None = None) -> str:
     """The value that holds or makes the stored weights of an operator; "" for one that multiplies by none.
 
     Args:
         node: A node of a quantized or a float graph.
         makers: Value -> the node that makes it.
+        start: One of several values that its weights are put together from (`quantize.side_by_side`).
     """
     place = {"QLinearConv": 3, "MatMulInteger": 1, **dict.fromkeys(WEIGHT_OPS, 1)}.get(node.op_type)
-    value = node.input[place] if place is not None else ""
-    maker = makers.get(value)
-    # Filters that the instruction makes stand behind the stored ones (`quantize.asked_maps`).
-    return maker.input[0] if maker is not None and maker.op_type == "Concat" else value
+    value = start or (node.input[place] if place is not None else "")
+    # Filters that the instruction makes stand behind the stored ones (`quantize.asked_maps`), a camera's are put twice side by side (`quantize.camera_input`).
+    while (maker := makers.get(value)) is not None and maker.op_type == "Concat":
+        value = maker.input[0]
+    return value
 
 
 def channel_axis(node: onnx.NodeProto) -> int:

@@ -42,7 +42,8 @@ from quantize.calibration import RangeRule, observe, value_range
 from quantize.camera_input import CameraInput, find_camera_inputs
 from quantize.film import MAX_BIAS, film_names, fold_film, stack_film
 from quantize.frames import Frames
-from quantize.graph import Graph, channel_axis, weight_value
+from quantize.graph import Graph, channel_axis
+from quantize.side_by_side import join_convolutions, layers_of
 from quantize.weights import OPSET, WeightConfig, pack, packed_nodes, products_for, require_stored, will_be_packed
 
 __all__ = ["Int8Config", "int8_nodes", "quantize_int8", "stacked", "will_be_int8"]
@@ -140,12 +141,12 @@ def int8_nodes(model: onnx.ModelProto) -> set[str]:
     makers = {output: node for node in graph.nodes for output in node.output}
     found = set()
     for node in graph.nodes:
-        weight = weight_value(node, makers)
-        maker = makers.get(weight)
-        source = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else weight
-        unpacking = makers.get(source)
-        if (graph.is_constant(source) and graph.constant(source).dtype in (np.int8, FLOAT8)) or _makes_int8(unpacking):
-            found.add(node.name)
+        for name, weight in layers_of(node, makers).items():
+            maker = makers.get(weight)
+            source = maker.input[0] if maker is not None and maker.op_type == "DequantizeLinear" else weight
+            unpacking = makers.get(source)
+            if (graph.is_constant(source) and graph.constant(source).dtype in (np.int8, FLOAT8)) or _makes_int8(unpacking):
+                found.add(name)
     return found
 
 
@@ -218,6 +219,7 @@ class _Builder:
             self._fold_film([node.name for node in convolutions])
             for node in convolutions:
                 self._integer_convolution(node)
+            join_convolutions(self.graph)
             self._integer_sums()
         for node in self.nodes:
             if node.op_type != "Conv":
@@ -345,9 +347,16 @@ class _Builder:
             )
         for old in replaced:
             self.graph.remove(old)
+        camera = self.cameras.get(node.name)
+        made = integer
+        if camera is not None and camera.is_paired:
+            made = f"{result}.pairs"
+            rows = camera.pool * self.graph.constant(node.input[1]).shape[2]
+            weight, scale, zero, bias = camera.add_pairs(self.graph, node.name, [weight, scale, zero, bias], rows)
+            camera.add_unpaired(self.graph, made, integer)
         inputs = [self._integer(source), x_scale, x_zero, weight, scale, zero, y_scale, y_zero, bias]
-        self.graph.add("QLinearConv", inputs, integer, name=node.name)
-        self.graph.nodes[-1].attribute.extend(self.cameras[node.name].attributes(node) if node.name in self.cameras else node.attribute)
+        self.graph.add("QLinearConv", inputs, made, name=node.name)
+        self.graph.nodes[-1].attribute.extend(camera.attributes(node) if camera is not None else node.attribute)
         if maps is not None:
             self.graph.add("Reshape", [integer, self.graph.store(f"{node.name}.flat_shape", np.array(maps.shape))], f"{result}.integer")
         self._make_integer(result)

@@ -29,8 +29,9 @@ from actlet.errors import QuantizationError
 from actlet.rounding import INT4_BLOCK, INT4_MIN_WEIGHTS, MIN_CHANNELS
 from quantize.block_rounding import BLOCKS, Method, blocks_of, gptq, make_grid
 from quantize.frames import Frames
-from quantize.graph import Graph, channel_axis, weight_value
+from quantize.graph import Graph, channel_axis
 from quantize.input_products import input_products
+from quantize.side_by_side import layers_of
 
 __all__ = ["OPSET", "WeightConfig", "pack", "packed_nodes", "products_for", "quantize_weights", "require_stored", "will_be_packed"]
 
@@ -154,14 +155,14 @@ def packed_nodes(model: onnx.ModelProto, bits: int) -> set[str]:
     makers = {output: node for node in graph.nodes for output in node.output}
     found = set()
     for node in graph.nodes:
-        value = weight_value(node, makers)
-        if value in makers and makers[value].op_type == "DequantizeLinear":
-            value = makers[value].input[0]
-        unpacked = False
-        while value in makers and makers[value].op_type in _UNPACKING:
-            value, unpacked = makers[value].input[0], True
-        if unpacked and graph.is_constant(value) and graph.constant(value).dtype in kinds:
-            found.add(node.name)
+        for name, weight in layers_of(node, makers).items():
+            value, unpacked = weight, False
+            if value in makers and makers[value].op_type == "DequantizeLinear":
+                value = makers[value].input[0]
+            while value in makers and makers[value].op_type in _UNPACKING:
+                value, unpacked = makers[value].input[0], True
+            if unpacked and graph.is_constant(value) and graph.constant(value).dtype in kinds:
+                found.add(name)
     return found
 
 

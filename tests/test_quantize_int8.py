@@ -16,15 +16,17 @@ from torch import nn
 
 from actlet.errors import QuantizationError, UnknownNameError
 from actlet.manifest import Manifest
+from quantize import camera_input
 from quantize.audit import audit
 from quantize.calibration import Histogram, observe, value_range
 from quantize.camera_input import CameraInput, find_camera_inputs, group_columns
 from quantize.condition import graph_of
 from quantize.film import stack_film
 from quantize.frames import Frames
-from quantize.graph import Graph
+from quantize.graph import Graph, weight_value
 from quantize.int8 import Int8Config, int8_nodes, quantize_int8, will_be_int8
 from quantize.output_error import OutputError, compare_outputs
+from quantize.side_by_side import join_convolutions
 from runtime.bundle import load_bundle
 from runtime.ort_backend import OrtModel
 
@@ -86,7 +88,8 @@ def test_a_cameras_first_convolution_reads_its_bytes(model: onnx.ModelProto, fra
         node = next(node for node in quantized.nodes if node.name == name)
         assert node.op_type == "QLinearConv"
         assert node.input[0] == camera.frame
-        assert quantized.constant(node.input[3]).shape == (16, 12, 6, 2)  # Filters of 6 x 6 pixels, in two groups of four.
+        makers = {output: maker for maker in quantized.nodes for output in maker.output}
+        assert quantized.constant(weight_value(node, makers)).shape == (16, 12, 6, 2)  # Filters of 6 x 6 pixels, in two groups of four.
     assert not any(node.op_type == "AveragePool" for node in quantized.nodes)
 
 
@@ -122,6 +125,55 @@ def test_pixels_in_groups_give_the_same_sums(seed: int, stride: int, kernel: int
         got = nn.functional.conv2d(nn.functional.pad(grouped, (columns.before, columns.behind)), torch.from_numpy(columns.weight(weight)))
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_filters_twice_side_by_side_give_the_same_bytes(model: onnx.ModelProto, frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two places of a row at once, or one by one: the same network, to the last bit."""
+    config = Int8Config(min_weights=200)
+    paired = quantize_int8(model, frames, config)
+    monkeypatch.setattr(camera_input, "MAX_PAIRED_FILTERS", 0)
+    single = quantize_int8(model, frames, config)
+    twice = {node.name for node in paired.graph.node if node.op_type == "QLinearConv" and node.output[0].endswith(".pairs")}
+    assert twice == set(find_camera_inputs(Graph(model)))
+    assert len(single.graph.node) < len(paired.graph.node)
+    for row in range(len(frames)):
+        assert np.array_equal(_run(paired, frames, row), _run(single, frames, row))
+
+
+@pytest.mark.parametrize("zero", [0, 90])
+def test_few_filters_beside_others_give_the_same_bytes(zero: int) -> None:
+    """Two convolutions of one place with grids of their own, as two and as one; a filter of zeros says nothing but its bias. Neither loses its name."""
+    rng = np.random.default_rng(zero)
+    one = np.float32(1)
+    constants = {"x.scale": one / 30, "x.zero": np.uint8(zero)}
+    values = [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 16, 5, 4])]
+    nodes, outputs = [], []
+    for name, count, y_scale, y_zero in (("many", 24, 0.4, 117), ("few", 4, 0.02, 0)):
+        weight = rng.integers(-63, 64, (count, 16, 1, 1)).astype(np.int8)
+        weight[0] = 0
+        steps = rng.uniform(0.001, 0.01, count).astype(np.float32)
+        steps[0] = 1e-14
+        parts = {"weight": weight, "steps": steps, "zeros": np.zeros(count, np.int8), "y": np.float32(y_scale), "y_zero": np.uint8(y_zero)}
+        parts["bias"] = rng.integers(-500, 500, count).astype(np.int32)
+        constants |= {f"{name}.{part}": array for part, array in parts.items()}
+        inputs = ["x", "x.scale", "x.zero", *(f"{name}.{part}" for part in parts)]
+        nodes.append(helper.make_node("QLinearConv", inputs, [name], name=name, kernel_shape=[1, 1]))
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.UINT8, [1, count, 5, 4]))
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    two = helper.make_model(
+        helper.make_graph(nodes, "two", values, outputs, stored), opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
+    graph = Graph(two)
+    join_convolutions(graph)
+    joined = graph.finish()
+    assert [node.op_type for node in joined.graph.node].count("QLinearConv") == 1
+    assert int8_nodes(joined) == int8_nodes(two) == {"many", "few"}
+    assert {entry.name: entry.executed for entry in audit(joined)} == {"many": "int8", "few": "int8"}
+    x = rng.integers(0, 256, (1, 16, 5, 4)).astype(np.uint8)
+    expected, got = (OrtModel(network.SerializeToString()).run({"x": x}) for network in (two, joined))
+    for name in ("many", "few"):
+        assert np.abs(expected[name].astype(int) - got[name]).max() <= 1  # A sum half-way between two steps may go either way.
+        assert (expected[name] != got[name]).mean() < 0.02
 
 
 def test_rows_that_groups_do_not_divide_stay_pixels() -> None:
