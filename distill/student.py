@@ -50,6 +50,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
+_STEEPNESS = 2.0**40
+"""Of a flag around its threshold. float32 numbers up to 1 next to a threshold of 0.5 or more are 2^-25 away from it or further."""
 _SMALLEST_STD = 0.005  # Of an entry of an instruction vector; sentences of one template differ by 0.02, others by 0.05.
 
 
@@ -175,7 +177,8 @@ class Student(nn.Module):
         self.register_buffer("numbers", torch.arange(tokenizer.bins, dtype=torch.float32), persistent=False)
         self.register_buffer("centres", torch.as_tensor(tokenizer.centres()), persistent=False)
         self.register_buffer("is_binary", torch.as_tensor(spec.action.is_binary, dtype=torch.float32), persistent=False)
-        self.register_buffer("thresholds", flag_thresholds(spec.action), persistent=False)
+        self.register_buffer("level", flag_thresholds(spec.action) * self.is_binary, persistent=False)
+        self.register_buffer("steepness", 1 + self.is_binary * (_STEEPNESS - 1), persistent=False)
         is_terminate = torch.tensor([float(name == "terminate") for name in spec.action.names])
         may_end = torch.cat([torch.ones(1, dim), (1 - is_terminate).repeat(horizon - 1, 1)])
         self.register_buffer("is_terminate", is_terminate, persistent=False)
@@ -245,11 +248,13 @@ class Student(nn.Module):
         the first row after them as well (and for those before it, which are not used).
         """
         logits = logits.transpose(1, 2)  # (B, A, H, K), in which order the network makes them
-        probabilities = torch.softmax(logits, dim=-1)
-        expectation = self._expectation(probabilities)  # (B, H, A)
-        continuous = expectation if not self.config.mode_reach else self._around_the_mode(probabilities)
-        flags = (expectation > self.thresholds).to(torch.float32)
-        actions = continuous + (flags - continuous) * self.is_binary  # Three tiny operators, and faster than Where in ONNX Runtime.
+        certainties = torch.log_softmax(logits, dim=-1)
+        probabilities = certainties.exp()  # Two of three passes of a second softmax are saved.
+        actions = self._expectation(probabilities)  # (B, H, A)
+        if self.config.mode_reach:
+            actions = actions + (self._around_the_mode(probabilities) - actions) * (1 - self.is_binary)
+        # A flag's distance from its threshold, so steep that it is 0 or 1 within limits: fewer operators than a comparison, and the same.
+        actions = torch.minimum(torch.maximum((actions - self.level) * self.steepness, self.low), self.high)
         ended = (
             actions.split([1, len(self.may_end) - 1], dim=1)[0] * self.is_terminate if self.committed_layer is not None else None
         )  # (B, 1, A)
@@ -260,9 +265,8 @@ class Student(nn.Module):
             before, after = torch.zeros(batch, 1, 1), torch.zeros(batch, len(self.may_end) - told - 1, 1)
             is_on = committed.split([1, self.spec.action.dim], dim=-1)[0]
             actions = actions + torch.cat([before, is_on, after], dim=1) * ended  # (B, H, 1) * (B, 1, A)
-        actions = torch.minimum(torch.maximum(actions, self.low), self.high)
         # Not log(probabilities + 1e-9): the exporter drops so small a number, and a bin of probability 0 makes the confidence NaN.
-        certainty = (probabilities * torch.log_softmax(logits, dim=-1)).sum(-1).mean(1)  # (B, H): minus the entropy, in nats
+        certainty = (probabilities * certainties).sum(-1).mean(1)  # (B, H): minus the entropy, in nats
         confidence = 1.0 + certainty * (1.0 / math.log(self.tokenizer.bins))
         return actions, confidence.clamp(0.0, 1.0)
 

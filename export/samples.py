@@ -61,7 +61,7 @@ class Samples:
             inputs, cameras = self.tensors(row), len(self.images)
             probabilities = torch.softmax(student(inputs[:cameras], *inputs[cameras:]).logits, -1)  # (1, H, A, K)
             expectation = (probabilities * torch.from_numpy(student.tokenizer.centres())).sum(-1)[..., binary]
-            if not ((expectation - student.thresholds[binary]).abs() < DECISION_MARGIN).any():
+            if not ((expectation - student.level[binary]).abs() < DECISION_MARGIN).any():
                 rows.append(row)
         return self.take(np.array(rows or range(len(self))))
 
