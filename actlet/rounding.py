@@ -17,6 +17,7 @@ __all__ = [
     "INT4_BLOCK",
     "INT4_MIN_WEIGHTS",
     "INT8_LEVELS",
+    "INT8_MIN_MATRIX",
     "INT8_MIN_WEIGHTS",
     "MAX_CAMERA_POOL",
     "MIN_CHANNELS",
@@ -28,6 +29,8 @@ __all__ = [
 INT8_LEVELS = 63
 """Largest |q| of an int8 weight: `quantize.int8.Int8Config.weight_levels`."""
 INT8_MIN_WEIGHTS = 512
+INT8_MIN_MATRIX = 4096
+"""Smaller matrices stay float in int8: they are multiplied once, where filters are at every place, and converting what goes in and comes out takes longer."""
 MIN_CHANNELS = 8
 """Products of fewer inputs or outputs stay float: the coordinates of keypoints are one, and their rounding is an action's. So do, in int8,
 convolutions of fewer input channels, unless they can read a camera's bytes."""

@@ -36,6 +36,7 @@ from torch.utils.hooks import RemovableHandle
 
 from actlet.rounding import (
     INT4_MIN_WEIGHTS,
+    INT8_MIN_MATRIX,
     INT8_MIN_WEIGHTS,
     MAX_CAMERA_POOL,
     MIN_CHANNELS,
@@ -123,9 +124,9 @@ def rounded_layers(student: Student, precision: Precision) -> list[str]:
     layers = {name: layer for name, layer in student.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     del layers["waypoints"]  # Of use in training alone, and in no bundle.
     sizes = {name: layer.weight.numel() for name, layer in layers.items()}
-    least, first = INT4_MIN_WEIGHTS, set[str]()
+    least, least_matrix, first = INT4_MIN_WEIGHTS, INT4_MIN_WEIGHTS, set[str]()
     if precision == "int8":
-        least = INT8_MIN_WEIGHTS
+        least, least_matrix = INT8_MIN_WEIGHTS, INT8_MIN_MATRIX
         film = [name for name in layers if name.endswith(".film")]
         sizes |= dict.fromkeys(film, sum(sizes[name] for name in film))  # one product in an int8 graph
         first = {f"trunks.{i}.blocks.0.convolution" for i, (pool, _) in enumerate(student.pooling) if pool <= MAX_CAMERA_POOL}
@@ -135,7 +136,7 @@ def rounded_layers(student: Student, precision: Precision) -> list[str]:
             wide = min(layer.weight.shape) >= MIN_CHANNELS
         else:
             wide = precision == "int4" or layer.in_channels >= MIN_CHANNELS or name in first  # those of `first` read bytes
-        if wide and sizes[name] >= least:
+        if wide and sizes[name] >= (least_matrix if isinstance(layer, nn.Linear) else least):
             chosen.append(name)
     return chosen
 

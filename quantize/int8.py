@@ -36,7 +36,7 @@ import onnx
 from numpy.typing import NDArray
 
 from actlet.errors import QuantizationError
-from actlet.rounding import INT8_LEVELS, INT8_MIN_WEIGHTS, MIN_CHANNELS, int8_channels, uint8_grid
+from actlet.rounding import INT8_LEVELS, INT8_MIN_MATRIX, INT8_MIN_WEIGHTS, MIN_CHANNELS, int8_channels, uint8_grid
 from quantize.asked_maps import find_asked_maps
 from quantize.calibration import RangeRule, observe, value_range
 from quantize.camera_input import CameraInput, find_camera_inputs
@@ -48,6 +48,7 @@ from quantize.weights import OPSET, WeightConfig, pack, packed_nodes, products_f
 
 __all__ = ["Int8Config", "int8_nodes", "quantize_int8", "stacked", "will_be_int8"]
 
+_FLOAT_STEPS = ("Add", "Sub", "Mul", "Div", "Clip", "Reshape", "Flatten")
 FLOAT8, FLOAT8_MOST = np.dtype(ml_dtypes.float8_e4m3fn), 448.0
 FLOAT8_OPSET = 19  # The first with it.
 
@@ -65,6 +66,8 @@ class Int8Config:
     """Names of nodes that stay float."""
     min_weights: int = INT8_MIN_WEIGHTS
     """Nodes with fewer weights stay float, such as the layer of the state: converting their inputs costs more than they do."""
+    min_matrix: int = INT8_MIN_MATRIX
+    """The same of matrices, which are multiplied once, where filters are at every place; `min_weights` where that is more."""
     min_channels: int = MIN_CHANNELS
     """Convolutions of fewer input channels stay float, unless they read a camera's bytes: there are too few products to gain time, and
     rounding a picture costs more accuracy than all other values together (2 dB). So do products of fewer inputs or outputs, such as the
@@ -174,7 +177,8 @@ def _choose(graph: Graph, config: Int8Config, cameras: Mapping[str, CameraInput]
         plain = len(shapes[name]) == (4 if node.op_type == "Conv" else 2)
         channels = shapes[name][1] if node.op_type == "Conv" else min(shapes[name])
         wide = channels >= config.min_channels or name in cameras
-        if name not in config.exclude and plain and wide and np.prod(shapes[name]) >= config.min_weights:
+        least = config.min_weights if node.op_type == "Conv" else max(config.min_weights, config.min_matrix)
+        if name not in config.exclude and plain and wide and np.prod(shapes[name]) >= least:
             chosen.append(name)
     if not chosen:
         raise QuantizationError(
@@ -390,7 +394,7 @@ class _Builder:
 
         It knows ReLU but not max(x, 0), which is the same and keeps the node float.
         """
-        kept = [self.graph.sole_consumer(node.output[0], "Relu") for node in self.graph.weight_nodes()]
+        kept = [self.graph.sole_consumer(node.output[0], "Relu") for node in self.graph.weight_nodes() if self._is_among_integers(node)]
         if self.config.dialect == "float8":  # ReLU and Clip it merges into any rounding, and cannot load a network where that is float8.
             kept = [node for node in self.graph.nodes if node.op_type == "Relu"]
             for clip in [node for node in self.graph.nodes if node.op_type == "Clip" and len(node.input) == 3 and all(node.input)]:
@@ -401,6 +405,13 @@ class _Builder:
             if relu is not None:
                 relu.op_type = "Max"
                 relu.input.append(self.graph.store("float.zero", np.array(0, np.float32)))
+
+    def _is_among_integers(self, node: onnx.NodeProto) -> bool:
+        """Whether what a node reads may have been an integer: not where floats of the network's input come to it through arithmetic alone."""
+        maker = self.graph.producer(node.input[0])
+        while maker is not None and maker.op_type in _FLOAT_STEPS:
+            maker = self.graph.producer(maker.input[0])
+        return maker is not None
 
     def _product(self, node: onnx.NodeProto) -> None:
         """x W on integers with a float result; the bias is added after it, because ONNX Runtime takes no float bias inside.

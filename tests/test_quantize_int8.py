@@ -343,7 +343,7 @@ def test_other_networks_than_the_students(dialect: Literal["cpu", "portable"]) -
 
     nothing = np.zeros((0, 0), np.float32)
     frames = Recorded({}, nothing, nothing, np.zeros((0, 0, 1), np.float32))
-    quantized = quantize_int8(model, frames, Int8Config(dialect=dialect, min_weights=1))
+    quantized = quantize_int8(model, frames, Int8Config(dialect=dialect, min_weights=1, min_matrix=1))
     assert {node.name: node.executed for node in audit(quantized, dict.fromkeys(int8_nodes(quantized), "int8"))} == dict.fromkeys(
         ("conv", "product", "last"), "int8"
     )
