@@ -33,7 +33,7 @@ __all__ = [
 
 Kind = Literal["continuous", "binary"]
 Hold = Literal["zero", "last"]
-_UINT8 = np.dtype(np.uint8)
+_UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
 
 def all_finite(values: NDArray[Any]) -> bool:
@@ -201,14 +201,23 @@ class ActionSpec(PlainJson):
         Raises:
             ActionError: The action has another shape or is not finite. Such an action is never sent.
         """
-        with np.errstate(over="ignore"):  # 1e300 is finite only until it becomes a float32.
-            action = np.asarray(action, dtype=np.float32)
-        if action.shape != (self.dim,):
+        if not (isinstance(action, np.ndarray) and action.dtype == _FLOAT32):
+            with np.errstate(over="ignore"):  # 1e300 is finite only until it becomes a float32.
+                action = np.asarray(action, dtype=np.float32)
+        if action.shape != (len(self.names),):
             raise ActionError(f"action: got shape {action.shape}, expected {(self.dim,)}: {self.names}.")
-        if not np.isfinite(action).all():
+        if not all_finite(action):
             bad = [name for name, value in zip(self.names, action, strict=True) if not math.isfinite(value)]
             raise ActionError(f"action: {bad} not finite; refused.")
-        return np.clip(action, np.asarray(self.low, np.float32), np.asarray(self.high, np.float32))
+        low, high = self.limits
+        return np.minimum(np.maximum(action, low), high)  # A third of the time of np.clip.
+
+    @functools.cached_property
+    def limits(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`low` and `high` as float32 (A,), which nobody may write to."""
+        limits = np.array([self.low, self.high], np.float32)
+        limits.flags.writeable = False
+        return limits[0], limits[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -149,6 +149,11 @@ def _ticks(robot: Robot, policy: Policy, config: LoopConfig, *, connected: bool)
     tick_hz = wanted or config.command_rate_hz
     if tick_hz is None and spec.motion is None:
         return None
+    if config.max_change is not None and tick_hz is not None and not math.isclose(tick_hz, step_hz, rel_tol=1e-3):
+        raise SpecError(
+            "max_change limits the change from one step to the next, and there are more commands than steps: say in the robot's ActionSpec.motion how fast "
+            "each dimension may move; that is kept at every command."
+        )
     displaced = [
         name
         for name, unit, kind, hold in zip(spec.names, spec.units, spec.kinds, spec.hold or (), strict=False)

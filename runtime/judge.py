@@ -67,8 +67,8 @@ class Judge:
         self.active.discard(cause)
         self.set(cause, words)
 
-    def decide(self, now_s: float, waited_s: float) -> Verdict:
-        """The failsafe's verdict on all that is active; see `Failsafe.update`."""
+    def decide(self, now_s: float, waited_s: float, *, step: bool = True) -> Verdict:
+        """The failsafe's verdict on all that is active; see `Failsafe.update`. `step`: a step is commanded by it, and counted in its state."""
         before, known = self.verdict, self.failsafe.active
         self.verdict = verdict = self.failsafe.update(now_s, self.active, waited_s=waited_s)
         self.state = verdict.state
@@ -79,7 +79,8 @@ class Judge:
             passed_s = 0.0
         was, now = _NAMES[before.state], _NAMES[verdict.state]
         counted.state_s[was] = counted.state_s.get(was, 0.0) + passed_s
-        counted.state_ticks[now] = counted.state_ticks.get(now, 0) + 1
+        if step:
+            counted.state_ticks[now] = counted.state_ticks.get(now, 0) + 1
         if found != known:
             for cause in Cause:
                 if cause in found and cause not in known:

@@ -21,6 +21,8 @@ from actlet.specs import ActionSpec
 
 __all__ = ["CommandLimiter", "Limited"]
 
+_HALF = np.float32(0.5)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limited:
@@ -58,6 +60,7 @@ class CommandLimiter:
         """The command before, None before the first."""
         self._low, self._high = np.array(spec.low, np.float32), np.array(spec.high, np.float32)
         self._is_binary = spec.is_binary
+        self._flags = np.flatnonzero(self._is_binary).tolist()
         self._holds_zero = np.array([hold == "zero" for hold in spec.hold])
         self._moves = self._holds_zero & ~self._is_binary
         self._max_change = None if max_change is None else np.array(max_change, np.float32)
@@ -74,9 +77,10 @@ class CommandLimiter:
         Raises:
             ActionError: Another shape, or not finite: such an action is never mended, only refused.
         """
-        inside = self.spec.check(action)
-        clipped = int((inside != np.asarray(action, np.float32)).sum())
-        command = np.where(self._is_binary, inside > np.float32(0.5), inside).astype(np.float32)
+        command = self.spec.check(action)
+        clipped = int(np.count_nonzero(command != np.asarray(action, np.float32)))
+        for i in self._flags:
+            command[i] = command[i] > _HALF
         slowed = 0
         if self._max_change is not None and self.last is not None:
             # The change is cut, then the result clipped: rounding may not carry a value over a limit.

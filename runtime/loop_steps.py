@@ -235,7 +235,7 @@ class LoopSteps:
         """A button, or a robot that does not listen, counts between two steps too."""
         if self._judge.state < State.ESTOP and (self._buttons.pressed or (self._judge.must_end and self._judge.state < State.RAMP)):
             self._heed_operator()
-            self._judge.decide(self._now(step), 0.0)
+            self._judge.decide(self._now(step), 0.0, step=False)
             # RAMP begins with the next step, which fades what moves; an emergency does not wait for it.
             if self._judge.state is State.ESTOP and (still := copy.copy(self._before).hold()) is not None:
                 self._plan(step, [still.command], holds=True)
