@@ -7,9 +7,11 @@ would have it. What is counted in a run must add up afterwards, and the process 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import ctypes
 import dataclasses
 import gc
+import multiprocessing
 import os
 import random
 import sys
@@ -146,13 +148,21 @@ def inconsistencies(world: World, found: LoopStatistics, most_after: int = 1) ->
     return [words for holds, words in claims if not holds]
 
 
-def soak(config: SoakConfig, seed: int = 0, *, progress: bool = False) -> dict[str, Any]:
+def soak(config: SoakConfig, seed: int = 0, *, workers: int = 1, progress: bool = False) -> dict[str, Any]:
     """Runs of at most a minute, until all commands were given.
+
+    Args:
+        config: How much, and of what.
+        seed: Of all that is drawn.
+        workers: Processes that share the hours; each draws from a seed of its own.
+        progress: Show a bar.
 
     Returns:
         ``ticks, faults, by_class, unsafe, crashes, inconsistent, runs, ends`` (reason -> runs), ``state_ticks`` (state -> commands), ``memory_growth_bytes``
-        (from the warm process to the end), ``memory_bytes`` (at the end), ``seconds, cpu_s, us_per_tick`` (of processor time), the configuration, and the first few that went wrong.
+        (from the warm process to the end; of several processes, of the one that grew most), ``memory_bytes`` (at the end), ``seconds, cpu_s, us_per_tick`` (of processor time), the configuration, and the first few that went wrong.
     """
+    if workers > 1:
+        return _soak_together(config, seed, workers, progress)
     rng, spec = random.Random(seed), config.spec
     several = config.command_rate_hz is not None and config.command_rate_hz != config.policy_rate_hz
     loop = LoopConfig(max_change=None if several else MAX_CHANGE, inference="thread")
@@ -198,6 +208,27 @@ def soak(config: SoakConfig, seed: int = 0, *, progress: bool = False) -> dict[s
         "cpu_s": cpu_s,
         "us_per_tick": 1e6 * cpu_s / max(1, counts["ticks"]),
         "config": dataclasses.asdict(config),
+        "first": first,
+    }
+
+
+def _soak_together(config: SoakConfig, seed: int, workers: int, progress: bool) -> dict[str, Any]:
+    """The hours shared out among processes, and their counts put together."""
+    share = dataclasses.replace(config, hours=config.hours / workers)
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        # One bar, of the first: they go at about the same pace.
+        waits = [pool.submit(soak, share, seed + 1000 * i, progress=progress and i == 0) for i in range(workers)]
+        found = [wait.result() for wait in waits]
+    total = {key: sum(part[key] for part in found) for key in ("ticks", "faults", "unsafe", "crashes", "inconsistent", "runs", "cpu_s")}
+    for key in ("by_class", "ends", "state_ticks"):
+        total[key] = dict(sum((collections.Counter(part[key]) for part in found), collections.Counter()))
+    for key in ("memory_growth_bytes", "memory_bytes", "seconds"):
+        total[key] = max(part[key] for part in found)
+    first = [words for part in found for words in part["first"]][:_FIRST]
+    return total | {
+        "us_per_tick": 1e6 * total["cpu_s"] / max(1, total["ticks"]),
+        "config": dataclasses.asdict(config),
+        "workers": workers,
         "first": first,
     }
 

@@ -55,9 +55,11 @@ class FaultsConfig:
     jumps: int = 20
     """Of the wall clock."""
     soak: SoakConfig = dataclasses.field(default_factory=SoakConfig)
+    workers: int = 1
+    """Processes that share the hours of the soak."""
 
     def __post_init__(self) -> None:
-        if min(self.events, self.messages, self.sequences, self.copies, self.kills, self.jumps) < 1:
+        if min(self.events, self.messages, self.sequences, self.copies, self.kills, self.jumps, self.workers) < 1:
             raise CallerError(f"faults: {self}: expected counts of at least 1.")
 
     @classmethod
@@ -97,7 +99,7 @@ def measure_faults(config: FaultsConfig, bundle: Path | None = None, *, seed: in
     part("artifacts", lambda: _NO_BUNDLE if bundle is None else _artifacts(bundle, config.copies, seed, progress))
     groups = [*([name] for name in FAULTS), list(FAULTS)]
     part("faults", lambda: [inject(max(1, config.events // len(groups)), classes, seed, progress=progress) for classes in groups])
-    part("soak", lambda: soak(config.soak, seed, progress=progress))
+    part("soak", lambda: soak(config.soak, seed, workers=config.workers, progress=progress))
     part("failsafe", lambda: check_sequences(config.sequences, seed=seed, progress=progress))
     part("fuzz", lambda: fuzz(config.messages, seed, progress=progress))
     part("processes", lambda: _NO_BUNDLE if bundle is None else _processes(bundle, config.kills, progress))
@@ -211,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("copies", "damaged bundles"),
         ("kills", "of the policy's process"),
         ("jumps", "of the wall clock"),
+        ("workers", "processes that share the hours of the soak"),
     ):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name), help=f"{what} (default: %(default)s)")
     parser.add_argument("--soak-hours", type=float, default=defaults.soak.hours, help="of the robot's time (default: %(default)s)")
@@ -223,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         soaked = SoakConfig(hours=given.soak_hours, policy_rate_hz=given.soak_policy_hz, command_rate_hz=given.soak_command_hz)
-        counts = {name: getattr(given, name) for name in ("events", "messages", "sequences", "copies", "kills", "jumps")}
+        counts = {name: getattr(given, name) for name in ("events", "messages", "sequences", "copies", "kills", "jumps", "workers")}
         return run_faults(FaultsConfig(soak=soaked, **counts), given.bundle, out=given.out, seed=given.seed)
     except ActletError as error:
         print(error, file=sys.stderr)

@@ -247,3 +247,12 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     ):
         assert actlet(["bench", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_soak_in_two_processes_counts_both() -> None:
+    """Their hours, from two seeds; the growth of the one that grew most."""
+    found = soak(SoakConfig(hours=0.004), seed=3, workers=2)
+    assert (found["workers"], found["unsafe"], found["crashes"], found["inconsistent"]) == (2, 0, 0, 0)
+    assert found["ticks"] >= SoakConfig(hours=0.004).ticks
+    assert found["faults"] == sum(found["by_class"].values()) > 0
+    assert found["runs"] == sum(found["ends"].values())
