@@ -28,7 +28,7 @@ from benchmarks.fault_world import FAULTS, MAX_CHANGE, SPEC, World
 from runtime.control_loop import LoopConfig, drive
 from runtime.loop_statistics import LoopStatistics
 
-__all__ = ["SoakConfig", "inconsistencies", "inject", "soak"]
+__all__ = ["SoakConfig", "inconsistencies", "inject", "resident_bytes", "soak"]
 
 _STEPS = 400
 """Of one run of `inject`, at most."""
@@ -194,8 +194,8 @@ def soak(config: SoakConfig, seed: int = 0, *, workers: int = 1, progress: bool 
             if not world.commands and statistics is None:
                 break  # A loop that cannot even begin would be tried without end.
             if warm is None and counts["ticks"] >= _WARM_SHARE * config.ticks:
-                warm = _resident_bytes()
-    seconds, cpu_s, memory = time.perf_counter() - start, time.process_time() - cpu_start, _resident_bytes()
+                warm = resident_bytes()
+    seconds, cpu_s, memory = time.perf_counter() - start, time.process_time() - cpu_start, resident_bytes()
     counts["faults"] = by_class.total()
     return {
         **counts,
@@ -233,7 +233,7 @@ def _soak_together(config: SoakConfig, seed: int, workers: int, progress: bool) 
     }
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """Of this process, without what is only waiting to be collected or given back."""
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):

@@ -54,12 +54,22 @@ from runtime.policy import BundlePolicy
 from runtime.real_time import RealTime, take_real_time
 from runtime.supervisor import SupervisorConfig
 
-__all__ = ["DESIGNS", "STEP_HZ", "RecordedArm", "measure_failover", "measure_lateness", "measure_overhead", "run_real_time"]
+__all__ = [
+    "DESIGNS",
+    "PRIORITY",
+    "STEP_HZ",
+    "RecordedArm",
+    "beside_load",
+    "measure_failover",
+    "measure_lateness",
+    "measure_overhead",
+    "run_real_time",
+]
 
 DESIGNS = ("process", "thread", "sleep", "cyclictest")
 RATES_HZ, SECONDS, ROUNDS, KILLS = (1000.0, 100.0), 10.0, 3, 20
 """What is measured unless something else is said."""
-_PRIORITY = 80
+PRIORITY = 80
 STEP_HZ = 50.0
 _MOTION = MotionLimits(velocity=10.0, acceleration=100.0, jerk=10_000.0)
 """Of every dimension that is no flag: far from what a policy asks for, so that the work is done and nothing is changed."""
@@ -122,10 +132,10 @@ def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) 
         if design == "thread":
             policy: Any = BundlePolicy(bundle)
         else:
-            policy = InferenceProcess(bundle, worker=WorkerConfig(policy="", priority=_PRIORITY // 2))
+            policy = InferenceProcess(bundle, worker=WorkerConfig(policy="", priority=PRIORITY // 2))
             while policy.status.ready < 2:
                 time.sleep(0.01)
-        row["refused"] = take_real_time(RealTime(priority=_PRIORITY, quiet_collector=True))
+        row["refused"] = take_real_time(RealTime(priority=PRIORITY, quiet_collector=True))
 
         step_hz = min(STEP_HZ, rate_hz)
         config = LoopConfig(max_steps=int(step_hz * seconds), rate_hz=step_hz, replan_steps=1, inference="thread")
@@ -145,11 +155,11 @@ def measure_lateness(bundle: Path, design: str, rate_hz: float, seconds: float) 
         }
         row |= {"holds": statistics["holds"], "ticks": statistics["ticks"], "skipped": counted.missed_commands}
         start_s = counted.started_s
-    missed, periods = _missed(arm.sent_s, rate_hz, start_s)
+    missed, periods = missed_periods(arm.sent_s, rate_hz, start_s)
     return row | {"lateness_us": [1e6 * value for value in lateness[int(_WARM_S * rate_hz) :]], "missed": missed, "periods": periods}
 
 
-def _missed(sent_s: Sequence[float], rate_hz: float, start_s: float) -> tuple[int, int]:
+def missed_periods(sent_s: Sequence[float], rate_hz: float, start_s: float) -> tuple[int, int]:
     """Periods without a command, and periods, which are counted from the moment at which the loop began."""
     times = np.asarray(sent_s) - start_s
     period = np.floor(times[times >= _WARM_S] * rate_hz).astype(int)
@@ -191,7 +201,7 @@ def _sleeping_loop(policy: BundlePolicy, arm: RecordedArm, rate_hz: float, secon
 
 def _cyclictest(rate_hz: float, seconds: float) -> dict[str, Any]:
     loops = int(rate_hz * seconds)
-    command = ["cyclictest", "-m", f"-p{_PRIORITY}", f"-i{int(1e6 / rate_hz)}", f"-l{loops}", "-q", "-h100000"]
+    command = ["cyclictest", "-m", f"-p{PRIORITY}", f"-i{int(1e6 / rate_hz)}", f"-l{loops}", "-q", "-h100000"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     counts = [(int(us), int(count)) for us, count in re.findall(r"^(\d{6}) (\d+)", said, re.M)]
     lateness = [float(us) for us, count in counts for _ in range(count)]
@@ -207,12 +217,12 @@ def measure_failover(bundle: Path, kills: int) -> dict[str, Any]:
     golden, found = load_bundle(bundle).golden, []
     seen = Observation({name: frames[0] for name, frames in golden.images.items()}, golden.state[0])
     worker, keeper = (
-        WorkerConfig(policy="", priority=_PRIORITY // 2),
+        WorkerConfig(policy="", priority=PRIORITY // 2),
         SupervisorConfig(first_wait_s=0.01, longest_wait_s=0.1, most_deaths=10 * kills),
     )
     inference = InferenceProcess(bundle, worker=worker, supervisor=keeper)
     try:
-        take_real_time(RealTime(priority=_PRIORITY))
+        take_real_time(RealTime(priority=PRIORITY))
         inference.prepare(golden.text[0])
         for kill in range(kills):
             while inference.status.ready < 2:
@@ -300,7 +310,7 @@ def _summary(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _load(processes: int) -> Iterator[None]:
+def beside_load(processes: int) -> Iterator[None]:
     """So many processes that do nothing but compute."""
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: sum(range(10_000))"]) for _ in range(processes)]
     try:
@@ -347,7 +357,7 @@ def run_real_time(
     turns: dict[tuple[str, float, int], list[dict[str, Any]]] = {}
     plan = [(design, rate, busy) for _ in range(rounds) for busy in dict.fromkeys((0, load)) for rate in rates_hz for design in designs]
     for design, rate, busy in tqdm(plan, desc="real time", unit="turn", file=sys.stderr, leave=False):
-        with _load(busy):
+        with beside_load(busy):
             turns.setdefault((design, rate, busy), []).append(_turn(bundle, design, rate, seconds))
     rows = [_summary(found) | {"load": busy} for (_, _, busy), found in turns.items()]
     failover = measure_failover(bundle, kills)
@@ -359,7 +369,7 @@ def run_real_time(
         "conditions": {
             "seconds": seconds,
             "rounds": rounds,
-            "priority": _PRIORITY,
+            "priority": PRIORITY,
             "precision": load_bundle(bundle).manifest.precision,
         },
         "lateness_us": rows,

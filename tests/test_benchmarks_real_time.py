@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +14,20 @@ import pytest
 from benchmarks import real_time
 from benchmarks.gpu import gpu_text, measure_gpu
 from benchmarks.latency import LatencyConfig
-from benchmarks.real_time import _missed, _summary, _turn, main
+from benchmarks.real_time import _summary, _turn, main, missed_periods
 from runtime.backends import BACKENDS
 
 
 def test_periods_without_a_command_are_counted() -> None:
     """Each has the period that began at its deadline, until the next; the first second is left out."""
     even = 5.0 + np.arange(0, 300) / 100 + 0.001
-    assert _missed(even, 100, 5.0) == (0, 200)
-    assert _missed(np.delete(even, [150, 151, 220]), 100, 5.0) == (3, 200)
+    assert missed_periods(even, 100, 5.0) == (0, 200)
+    assert missed_periods(np.delete(even, [150, 151, 220]), 100, 5.0) == (3, 200)
     late = even.copy()
     late[200:250:2] += 0.008  # Late, and in its own period all the same: what jitters less than a period is not missed.
-    assert _missed(late, 100, 5.0) == (0, 200)
+    assert missed_periods(late, 100, 5.0) == (0, 200)
     late[200:250:2] += 0.002  # In the next one.
-    assert _missed(late, 100, 5.0) == (25, 200)
+    assert missed_periods(late, 100, 5.0) == (25, 200)
 
 
 @pytest.mark.parametrize("design", ["process", "thread", "sleep"])
@@ -67,3 +69,31 @@ def test_a_backend_that_cannot_run_is_a_row_that_says_why(tiny_bundle: Path) -> 
     for name, row in rows.items():
         assert name == "cpu" or ("error" in row) == ("latency_ms" not in row)
     assert "tiny" in gpu_text(document)
+
+
+@pytest.mark.slow
+def test_a_real_time_soak_counts_what_it_did(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Two seconds of it, in a process of its own, which keeps its priority; no figure is judged."""
+    out = tmp_path / "soak.json"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.real_time_soak",
+        str(tiny_bundle),
+        "--minutes",
+        "0.04",
+        "--rate-hz",
+        "100",
+        "--load",
+        "1",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["soak"]
+    assert found["stopped_by"] == "steps"
+    assert 0 < found["commands"] <= 241
+    assert found["lateness_us"]["p50"] <= found["lateness_us"]["max"]
+    assert found["recorded"]["made"] > found["commands"]
+    assert "commands in 0.04 minutes" in done.stdout
