@@ -40,6 +40,7 @@ from actlet.rounding import INT8_LEVELS, INT8_MIN_MATRIX, INT8_MIN_WEIGHTS, MIN_
 from quantize.asked_maps import find_asked_maps
 from quantize.calibration import RangeRule, observe, value_range
 from quantize.camera_input import CameraInput, find_camera_inputs
+from quantize.cameras_together import join_cameras
 from quantize.film import MAX_BIAS, film_names, fold_film, stack_film
 from quantize.frames import Frames
 from quantize.graph import Graph, channel_axis
@@ -235,7 +236,8 @@ class _Builder:
             node.input[1] = pack(self.graph, name, self.graph.constant(name), axis, self.weights, self.products.get(node.name))
         self.graph.halve_large_weights()
         opset = OPSET if self.weights is not None else FLOAT8_OPSET if self.config.dialect == "float8" else None
-        return self.graph.finish(opset=opset)
+        model = self.graph.finish(opset=opset)
+        return model if self.config.is_portable else join_cameras(model)
 
     def _result(self, conv: onnx.NodeProto) -> str:
         """The value that a convolution's integer operator makes: with "cpu" FiLM and ReLU are part of it."""

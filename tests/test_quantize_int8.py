@@ -16,10 +16,11 @@ from torch import nn
 
 from actlet.errors import QuantizationError, UnknownNameError
 from actlet.manifest import Manifest
-from quantize import camera_input
+from quantize import camera_input, int8
 from quantize.audit import audit
 from quantize.calibration import Histogram, observe, value_range
 from quantize.camera_input import CameraInput, find_camera_inputs, group_columns
+from quantize.cameras_together import join_cameras
 from quantize.condition import graph_of
 from quantize.film import stack_film
 from quantize.frames import Frames
@@ -174,6 +175,27 @@ def test_few_filters_beside_others_give_the_same_bytes(zero: int) -> None:
     for name in ("many", "few"):
         assert np.abs(expected[name].astype(int) - got[name]).max() <= 1  # A sum half-way between two steps may go either way.
         assert (expected[name] != got[name]).mean() < 0.02
+
+
+def test_cameras_together_give_the_same_numbers(model: onnx.ModelProto, frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keypoints of both cameras in one stack, or of each by itself: the same network, to the last bit, with fewer operators."""
+    config = Int8Config(min_weights=200)
+    together = quantize_int8(model, frames, config)
+    monkeypatch.setattr(int8, "join_cameras", lambda model: model)
+    apart = quantize_int8(model, frames, config)
+    counts = [[node.op_type for node in network.graph.node].count("Softmax") for network in (apart, together)]
+    assert counts == [2, 1]
+    assert len(together.graph.node) == len(apart.graph.node) - 4  # Seven of a camera, and a Concat and two more Splits.
+    assert int8_nodes(together) == int8_nodes(apart)
+    for row in range(len(frames)):
+        assert np.array_equal(_run(together, frames, row), _run(apart, frames, row))
+
+
+def test_one_camera_is_no_stack(model: onnx.ModelProto, frames: Frames) -> None:
+    """What has no two cameras to put together stays as it is."""
+    joined = quantize_int8(model, frames, Int8Config(min_weights=200))
+    assert join_cameras(joined) is joined  # Its cameras are together already.
+    assert join_cameras(model) is model  # And a float network has no bytes.
 
 
 def test_rows_that_groups_do_not_divide_stay_pixels() -> None:
