@@ -16,6 +16,7 @@ physical units, inside the bounds of the tokenizer and the limits of the action 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -162,6 +163,8 @@ class Student(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.mix = nn.Sequential(nn.Linear(joint, c.features), nn.ReLU(), nn.Linear(c.features, c.features), nn.ReLU())
         self.queries = nn.Linear(c.features, horizon * dim * c.token_rank)
+        self.is_by_dimension = False
+        """Whether the rows of `queries` are in the order (A, H, R), which needs no turning around, instead of a checkpoint's (H, A, R)."""
         self.bins = nn.Parameter(ordinal_embedding(tokenizer.bins, c.token_rank).repeat(dim, 1, 1))  # (A, K, R)
         self.waypoints = nn.Linear(c.features, 2 * state_dim)
         mean = np.zeros(state_dim, np.float32) if state_mean is None else state_mean
@@ -180,16 +183,17 @@ class Student(nn.Module):
         self.register_buffer("level", flag_thresholds(spec.action) * self.is_binary, persistent=False)
         self.register_buffer("steepness", 1 + self.is_binary * (_STEEPNESS - 1), persistent=False)
         is_terminate = torch.tensor([float(name == "terminate") for name in spec.action.names])
-        may_end = torch.cat([torch.ones(1, dim), (1 - is_terminate).repeat(horizon - 1, 1)])
         self.register_buffer("is_terminate", is_terminate, persistent=False)
-        self.register_buffer("may_end", may_end, persistent=False)
+        # (H, A): no row but the first ends an episode by itself.
+        may_end = torch.cat([torch.ones(1, dim), (1 - is_terminate).repeat(horizon - 1, 1)])
+        self.register_buffer("low", torch.tensor(spec.action.low) * may_end, persistent=False)
+        self.register_buffer("high", torch.tensor(spec.action.high) * may_end, persistent=False)
+        self.register_buffer("share", torch.full((dim,), 1 / (dim * math.log(tokenizer.bins))), persistent=False)
         # What is on its way, as bins see it: -1 and 1 at the bounds.
         half, middle = (tokenizer.high - tokenizer.low) / 2, (tokenizer.high + tokenizer.low) / 2
         scale = 1 / np.maximum(half, 1e-3 * (np.asarray(spec.action.high) - np.asarray(spec.action.low)))
         self.register_buffer("committed_middle", torch.tensor([0.0, *middle], dtype=torch.float32), persistent=False)
         self.register_buffer("committed_scale", torch.tensor([1.0, *scale], dtype=torch.float32), persistent=False)
-        self.register_buffer("low", torch.tensor(spec.action.low), persistent=False)
-        self.register_buffer("high", torch.tensor(spec.action.high), persistent=False)
 
     def forward(
         self,
@@ -228,8 +232,12 @@ class Student(nn.Module):
             seen.insert(-1, self.committed_layer(rows * is_on))
         features = self.mix(self.dropout(torch.cat(seen, dim=1)))  # (B, F)
         horizon, dim = self.spec.timing.horizon, self.spec.action.dim
-        queries = self.queries(features).unflatten(1, (horizon, dim, self.config.token_rank))  # (B, H, A, R)
-        logits = torch.matmul(queries.transpose(1, 2), self.bins.transpose(1, 2)).transpose(1, 2)  # (B, H, A, K)
+        queries = self.queries(features)
+        if self.is_by_dimension:
+            queries = queries.unflatten(1, (dim, horizon, self.config.token_rank))
+        else:
+            queries = queries.unflatten(1, (horizon, dim, self.config.token_rank)).transpose(1, 2)  # (B, A, H, R)
+        logits = torch.matmul(queries, self.bins.transpose(1, 2)).transpose(1, 2)  # (B, H, A, K)
         return StudentOutput(logits, self.waypoints(features).unflatten(1, (2, -1)), features)
 
     def pool(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -256,19 +264,19 @@ class Student(nn.Module):
         # A flag's distance from its threshold, so steep that it is 0 or 1 within limits: fewer operators than a comparison, and the same.
         actions = torch.minimum(torch.maximum((actions - self.level) * self.steepness, self.low), self.high)
         ended = (
-            actions.split([1, len(self.may_end) - 1], dim=1)[0] * self.is_terminate if self.committed_layer is not None else None
+            actions.split([1, len(self.low) - 1], dim=1)[0] * self.is_terminate if self.committed_layer is not None else None
         )  # (B, 1, A)
-        actions = actions * self.may_end
         if ended is not None:
             assert committed is not None
             batch, told = committed.shape[:2]
-            before, after = torch.zeros(batch, 1, 1), torch.zeros(batch, len(self.may_end) - told - 1, 1)
+            before, after = torch.zeros(batch, 1, 1), torch.zeros(batch, len(self.low) - told - 1, 1)
             is_on = committed.split([1, self.spec.action.dim], dim=-1)[0]
             actions = actions + torch.cat([before, is_on, after], dim=1) * ended  # (B, H, 1) * (B, 1, A)
         # Not log(probabilities + 1e-9): the exporter drops so small a number, and a bin of probability 0 makes the confidence NaN.
-        certainty = (probabilities * certainties).sum(-1).mean(1)  # (B, H): minus the entropy, in nats
-        confidence = 1.0 + certainty * (1.0 / math.log(self.tokenizer.bins))
-        return actions, confidence.clamp(0.0, 1.0)
+        certainty = torch.matmul(
+            self.share, (probabilities * certainties).sum(-1)
+        )  # (B, H): minus the mean entropy, of the greatest there is
+        return actions, (1.0 + certainty).clamp(0.0, 1.0)
 
     def _expectation(self, weights: Tensor) -> Tensor:
         """(B, A, H, K) -> (B, H, A): the bins' centres, weighted."""
@@ -281,8 +289,14 @@ class Student(nn.Module):
         return self._expectation(near) / near.sum(-1).transpose(1, 2)
 
     def exportable(self) -> nn.Module:
-        """The network with decoding, taking one positional tensor per input: what policy.onnx holds."""
-        return _Exportable(self)
+        """A copy of the network with decoding, taking one positional tensor per input: what policy.onnx holds."""
+        student = copy.deepcopy(self)
+        if not self.is_by_dimension:
+            student.is_by_dimension, order = True, (self.spec.timing.horizon, self.spec.action.dim, self.config.token_rank)
+            with torch.no_grad():
+                for rows in (student.queries.weight, student.queries.bias):
+                    rows.copy_(rows.unflatten(0, order).transpose(0, 1).flatten(0, 2))
+        return _Exportable(student)
 
     @property
     def parameter_count(self) -> int:

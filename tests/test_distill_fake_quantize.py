@@ -103,7 +103,7 @@ def test_the_layers_are_those_that_quantize_chooses(config: StudentConfig, camer
 
 def test_int4_weights_are_those_of_the_bundle(student: Student, model: onnx.ModelProto) -> None:
     """Integers times scales, as they are in the file."""
-    graph, used = Graph(quantize_weights(model)), used_weights(student, "int4")
+    graph, used = Graph(quantize_weights(model)), used_weights(student.exportable().student, "int4")
     assert len(used) > 8
     for name, weight in used.items():
         values = graph.constant(f"{name}.weight.packed").astype(np.float32) * graph.constant(f"{name}.weight.scale").astype(np.float32)
@@ -112,7 +112,7 @@ def test_int4_weights_are_those_of_the_bundle(student: Student, model: onnx.Mode
 
 def test_int8_weights_are_those_of_the_bundle(student: Student, model: onnx.ModelProto, tiny_frames: Frames) -> None:
     """Also those of FiLM, which the file has stacked, and those of the first convolutions, which it has spread over pixels."""
-    graph, used = Graph(quantize_int8(model, tiny_frames)), used_weights(student, "int8")
+    graph, used = Graph(quantize_int8(model, tiny_frames)), used_weights(student.exportable().student, "int8")
     floats = Graph(model)
     film = stack_film(floats)
     assert film is not None

@@ -120,6 +120,20 @@ def test_only_a_chunks_first_step_ends_an_episode() -> None:
     assert student.decode(probable)[0][0, :, 2].tolist() == [0, 0, 0, 0, 0]
 
 
+def test_what_is_exported_answers_as_the_checkpoint_does(student: Student) -> None:
+    """Its head is in another order, which changes no answer, nor the student that it is a copy of."""
+    weight = student.queries.weight.clone()
+    exported = student.exportable().eval()
+    images, state, instruction = inputs(3)
+    with torch.no_grad():
+        answer, confidence = exported(*images, state, instruction)
+        expected, certain = student.eval().decode(student(images, state, instruction).logits)
+    assert torch.equal(student.queries.weight, weight)
+    assert not torch.equal(exported.student.queries.weight, weight)
+    torch.testing.assert_close(answer, expected)
+    torch.testing.assert_close(confidence, certain)
+
+
 def test_decoded_actions_stay_inside_the_limits(student: Student) -> None:
     """Whatever the logits, actions respect the specification, flags are 0 or 1, confidence is in [0, 1]."""
     torch.manual_seed(3)
