@@ -111,7 +111,8 @@ def _join(graph: Graph, cameras: list[_Camera]) -> None:
     ]
     numbers = graph.add("DequantizeLinear", [reshaped(maps, first.flat, "flat"), *grids], f"{name}.numbers", axis=0)
     where = graph.add("Softmax", [numbers], f"{name}.where", axis=-1)
-    points = graph.add("MatMul", [where, first.product.input[1]], f"{name}.points", name=f"{name}.points")
+    products = " + ".join(camera.product.name for camera in cameras)
+    points = graph.add("MatMul", [where, first.product.input[1]], f"{name}.points", name=products)
     apart(reshaped(points, first.points, "coordinates"), [camera.points.output[0] for camera in cameras])
     apart(reshaped(squeezes, first.squeeze, "rows_of_squeezes"), [camera.squeeze.output[0] for camera in cameras])
 
