@@ -39,7 +39,7 @@ TABLE = PolicySpec(
 )
 # What a bundle may be made of: standard operators that ONNX Runtime's processor kernels and TensorRT know.
 FLOAT = {
-    *("Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Div", "Gemm", "Greater", "LogSoftmax", "MatMul", "Max", "Min"),
+    *("Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Gemm", "Greater", "LogSoftmax", "MatMul", "Max", "Min"),
     *("Mul", "Neg", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Softmax", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
 }
 INT8 = FLOAT | {"Abs", "Less", "ReduceMax", "Round", "QuantizeLinear", "DequantizeLinear", "QLinearConv"}
