@@ -1,8 +1,9 @@
 """The commands of RAMP, SAFE_POSE and ESTOP: how a robot that may not run any more comes to rest.
 
 RAMP fades what moves: with v the command before it began and T = `ramp_s`, the command t seconds into it is v (1 - (t + dt) / T), and 0 from
-T - dt on, in the dimensions that stand still at zero (displacements, velocities); the others hold. The limiter may make that slower, so RAMP
-lasts until nothing moves, or for 2 T and the time in which limits of motion stop everything.
+T - dt on, in the dimensions that stand still at zero (displacements, velocities); the others hold. Where there are several commands in a step, v is
+what the last of them was. The limiter may make that slower, so RAMP lasts until nothing moves, or for 2 T and the time in which limits of motion stop
+everything.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class ComingToRest:
         """The next command; None before the first one, where there is nothing to hold, and once `is_over`."""
         if self._judge.state is not self._state:
             self._state, self._steps = self._judge.state, 0
+            if self._ticks is not None:  # Between two steps it may have become slower than the step began, or not be as fast yet.
+                limiter.stand_at(self._ticks.moving)
             self._from = limiter.last
         # Of the two the longer: a clock that does not move must not keep a robot from coming to rest.
         for_s = max(self._judge.failsafe.in_state_s, self._steps * self._dt_s)

@@ -87,7 +87,10 @@ class CommandTicks:
         self._step = 0
         self._rows: list[Rows] = []
         self._stand: dict[int, float] | None = None  # Position -> where it rests, while it holds.
-        self._last = [float("nan")] * spec.dim if start is None else [*start]
+        self._per_step = {i: 1.0 if spec.units[i].endswith("/s") else tick_hz / step_hz for i in continuous if spec.hold[i] == "zero"}
+        self._last = [float("nan")] * spec.dim
+        if start is not None:
+            self._last = [0.0 if i in self._per_step else value for i, value in enumerate(start)]
 
     def _range(self, spec: ActionSpec, i: int, motion: MotionLimits, ticks: int) -> tuple[float, float, MotionLimits]:
         """Smallest and largest value of a tick, and its limits as those of a position."""
@@ -141,6 +144,11 @@ class CommandTicks:
     def standing(self) -> dict[int, float]:
         """Position's dimension -> where it rests, while it holds; empty otherwise."""
         return self._stand or {}
+
+    @property
+    def moving(self) -> dict[int, float]:
+        """Velocity's or displacement's dimension -> the command of a step that moves it as the last tick did; empty before the first."""
+        return {i: self._last[i] * ticks for i, ticks in self._per_step.items() if not math.isnan(self._last[i])}
 
     def at(self, tick: int) -> list[float]:
         """(A,) what to send at a tick; after `plan`, once for each tick, in order. A tick may be left out: it is not made up."""

@@ -117,11 +117,11 @@ class CommandLimiter:
         start = np.where(self._holds_zero, np.float32(0), action if self.last is None else self.last)
         return np.where(self._is_binary, action, start + np.float32(share) * (action - start)).astype(np.float32)
 
-    def stand_at(self, positions: Mapping[int, float]) -> None:
-        """The robot was made to stand elsewhere than the command before said: dimension -> position."""
-        if positions and self.last is not None:
+    def stand_at(self, values: Mapping[int, float]) -> None:
+        """The robot was made to stand elsewhere, or moves at another speed, than the command before said: dimension -> value."""
+        if values and self.last is not None:
             self.last = self.last.copy()
-            self.last[list(positions)] = list(positions.values())
+            self.last[list(values)] = list(values.values())
 
     @property
     def is_at_rest(self) -> bool:
