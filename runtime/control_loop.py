@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from actlet.errors import CallerError, SpecError
 from actlet.protocols import Policy, Robot
@@ -131,10 +132,13 @@ def drive(
     except KeyboardInterrupt:
         stop = Stop("interrupted", INTERRUPTED)
     finally:
-        if steps is not None:
-            statistics.ended_s = clock()
-            failures += steps.hold_still() if stop.reason != "done" else ""
-        failures += _close("closing inference", running) + _disconnect(robot) + _close("closing the journal", journal)
+        try:
+            if steps is not None:
+                statistics.ended_s = clock()
+                failures += _ending("the last hold", None if stop.reason == "done" else steps.hold_still)
+            failures += _ending("closing inference", None if running is None else running.close)
+        finally:  # Also if a Ctrl-C comes between two of these.
+            failures += _ending("disconnecting", robot.disconnect) + _ending("closing the journal", None if journal is None else journal.close)
     return LoopResult(stopped_by=stop.reason, message=f"{stop}{failures}", verdict=failsafe.verdict, statistics=statistics)
 
 
@@ -167,10 +171,17 @@ def _ticks(robot: Robot, policy: Policy, config: LoopConfig, *, connected: bool)
     present = getattr(robot, "present_action", None)
     start: list[float] | None = None
     if callable(present):  # Before it is connected, somewhere in its range: rates and limits are checked all the same.
-        start = [float(value) for value in present()] if connected else list(spec.low)
+        start = _present(present) if connected else list(spec.low)
         if len(start) != spec.dim:
             raise SpecError(f"present_action() of the robot gives {len(start)} numbers, expected {spec.dim}: {spec.names}.")
     return CommandTicks(spec, step_hz=step_hz, tick_hz=tick_hz or step_hz, shape=config.interpolation, start=start)
+
+
+def _present(present_action: Callable[[], Any]) -> list[float]:
+    try:
+        return [float(value) for value in present_action()]
+    except Exception as error:
+        raise Stop("robot", f"it does not say where it stands: present_action() failed ({_text(error)})") from error
 
 
 def _prepare(policy: Policy, instruction: str | None) -> None:
@@ -194,20 +205,12 @@ def _instruction(robot: Robot, given: str | None) -> str:
     return str(words)
 
 
-def _disconnect(robot: Robot) -> str:
-    """Let go of the robot; what fails here is told, not raised."""
+def _ending(what: str, act: Callable[[], None] | None) -> str:
+    """One of the last things to do. What fails is told, not raised, and so is a Ctrl-C that cuts it short: what comes after it is done all the same."""
     try:
-        robot.disconnect()
-    except Exception as error:
-        return f"; disconnecting failed ({_text(error)})"
-    return ""
-
-
-def _close(what: str, part: Inference | Journal | None) -> str:
-    try:
-        if part is not None:
-            part.close()
-    except Exception as error:
+        if act is not None:
+            act()
+    except (Exception, KeyboardInterrupt) as error:
         return f"; {what} failed ({_text(error)})"
     return ""
 

@@ -144,25 +144,28 @@ class LoopSteps:
                     raise Stop("fault", f"{self._judge.words(Cause.LOOP_FAULT)}, and again ({words})") from error
                 self._judge.set(Cause.LOOP_FAULT, f"the loop itself failed ({words})")
 
-    def hold_still(self) -> str:
-        """After the last step: come to rest, as the limits allow, and say what failed, if anything did."""
-        try:
-            if self._limiter.last is None or (still := self._limiter.hold()) is None:
-                return ""
-            if self._ticks is None:
-                self._robot.send_action(still.command)
-                return ""
-            self._plan(self._ticks.step_of(self._tick), [still.command], holds=True)
-            for _ in range(1 + math.ceil(self._ticks.stopping_s / self._tick_s)):
-                self._robot.send_action(np.array(self._ticks.at(self._tick)))
-                self._tick += 1
-                if self._ticks.at_rest:
-                    break
-                if self._config.realtime:
-                    self._sleep(self._tick_s)
-        except Exception as error:
-            return f"; the last hold failed ({type(error).__name__}: {error})"
-        return ""
+    def hold_still(self) -> None:
+        """After the last step: come to rest, as the limits allow.
+
+        Raises:
+            Exception: What the robot raised, a Ctrl-C among it.
+        """
+        if self._limiter.last is None or (still := self._limiter.hold()) is None:
+            return
+        if self._ticks is None:
+            self._robot.send_action(still.command)
+            return
+        self._plan(self._ticks.step_of(self._tick), [still.command], holds=True)
+        due_s = self._started_s + self._tick * self._tick_s - self._clock()
+        if self._config.realtime and due_s > 0:  # Not before its time.
+            self._sleep(min(due_s, self._tick_s))
+        for _ in range(1 + math.ceil(self._ticks.stopping_s / self._tick_s)):
+            self._robot.send_action(np.array(self._ticks.at(self._tick)))
+            self._tick += 1
+            if self._ticks.at_rest:
+                break
+            if self._config.realtime:
+                self._sleep(self._tick_s)
 
     def _step(self, step: int) -> int:
         """One control step to its first command; returns its number, which is a later one when an inline policy or a slow camera took longer than a

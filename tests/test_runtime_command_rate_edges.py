@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_runtime_command_rate import Arm, Clock, Script, arm_spec, reach, run
+from test_runtime_command_rate import After, Arm, Clock, Script, arm_spec, reach, run
 
 from actlet.specs import ActionSpec, MotionLimits, PolicySpec
-from runtime.control_loop import LoopConfig
+from runtime.control_loop import LoopConfig, drive
 from runtime.failsafe import StopButtons
 
 
@@ -60,3 +60,60 @@ def test_a_stop_never_makes_it_faster(tiny_spec: PolicySpec, hz: float, press: s
     assert sent[ramp - 1].min() > 0
     assert (np.diff(sent[ramp - 1 :], axis=0) <= 1e-9).all()
     np.testing.assert_array_equal(sent[-1], 0.0)
+
+
+@pytest.mark.parametrize("during", ["the last hold", "closing inference", "disconnecting"])
+def test_ctrl_c_at_the_end_does_not_keep_the_robot_from_being_let_go(tiny_spec: PolicySpec, during: str) -> None:
+    """Pressed once more while it brakes, while inference is closed, or while it is disconnected: all the same nothing is left out or raised."""
+    spec, clock, ended = arm_spec(tiny_spec), Clock(), []
+    arm = Arm(spec, clock)
+    arm.disconnect = lambda: (ended.append("disconnecting"), during == "disconnecting" and _interrupt())
+    arm.on_command = lambda count: _interrupt() if during == "the last hold" and clock() > 52.0 else None
+
+    class Closing(After):
+        def close(self) -> None:
+            ended.append("closing inference")
+            if during == "closing inference":
+                _interrupt()
+
+    result = drive(
+        arm,
+        Script(spec, reach(1.9)),
+        None,
+        LoopConfig(max_steps=20),
+        clock=clock,
+        sleep=clock.sleep,
+        inference=lambda policy, clock: Closing(policy, clock, 0.012),
+    )
+    assert ended == ["closing inference", "disconnecting"]
+    assert result.stopped_by == "steps"
+    assert result.message == f"20 steps done; {during} failed (KeyboardInterrupt: )"
+
+
+def test_a_robot_that_cannot_say_where_it_stands_is_let_go(tiny_spec: PolicySpec) -> None:
+    """What it raises is how the run ended, not an exception of the loop's caller."""
+    arm, ended = Arm(arm_spec(tiny_spec), Clock()), []
+    arm.disconnect = lambda: ended.append(True)
+
+    def present_action() -> list[float]:
+        raise OSError("no encoder")
+
+    arm.present_action = present_action
+    result = run(arm, Script(arm_spec(tiny_spec), reach(0.1)), LoopConfig())
+    assert result.stopped_by == "robot"
+    assert "present_action() failed (OSError: no encoder)" in result.message
+    assert (ended, arm.commands) == ([True], [])
+
+
+def test_the_last_commands_come_no_earlier_than_theirs_is_due(tiny_spec: PolicySpec) -> None:
+    """A run that ends with a command brakes from the next period on, not at once."""
+    spec = arm_spec(tiny_spec)
+    names = ("shoulder", "elbow", "dz", "terminate")
+    spec = dataclasses.replace(spec, action=dataclasses.replace(spec.action, names=names))
+    arm = Arm(spec, Clock())
+    chunk = reach(1.9)(1)
+    chunk[:, 3] = [0, 0, 0, 0, 1, 1]
+    result = run(arm, Script(spec, lambda call: chunk), LoopConfig(replan_steps=6))
+    assert result.stopped_by == "terminate"
+    np.testing.assert_allclose(np.diff(arm.times), 1 / arm.command_rate_hz, atol=1e-9)
+    assert np.ptp(np.array(arm.commands)[-2:, 0]) < 1e-9
