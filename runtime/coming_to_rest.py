@@ -57,7 +57,7 @@ class ComingToRest:
         if self._state is State.SAFE_POSE:
             return self._toward_safe_pose(limiter)
         if self._state is State.ESTOP:
-            self._tell_emergency()
+            self.tell_emergency()
         ramp_s = self._judge.failsafe.config.ramp_s
         stopping_s = 0.0 if self._ticks is None else self._ticks.stopping_s
         is_at_rest = limiter.is_at_rest and (self._ticks is None or self._ticks.at_rest)
@@ -81,8 +81,8 @@ class ComingToRest:
         self.is_over, self.remark = True, "; the safe pose is reached"
         return None
 
-    def _tell_emergency(self) -> None:
-        """The robot's own emergency stop, once."""
+    def tell_emergency(self) -> None:
+        """The robot's own emergency stop, once a run."""
         if self._emergency_told:
             return
         self._emergency_told = True

@@ -138,7 +138,9 @@ def drive(
                 failures += _ending("the last hold", None if stop.reason == "done" else steps.hold_still)
             failures += _ending("closing inference", None if running is None else running.close)
         finally:  # Also if a Ctrl-C comes between two of these.
-            failures += _ending("disconnecting", robot.disconnect) + _ending("closing the journal", None if journal is None else journal.close)
+            failures += _ending("disconnecting", robot.disconnect) + _ending(
+                "closing the journal", None if journal is None else journal.close
+            )
     return LoopResult(stopped_by=stop.reason, message=f"{stop}{failures}", verdict=failsafe.verdict, statistics=statistics)
 
 

@@ -85,7 +85,7 @@ class Conversation:
         self._observed_s: dict[int, float] = {}  # Step -> clock, of the observations whose chunks may still be in use.
         self._asked_s: float | None = None  # Since when an answer is awaited, in the loop's time.
         self._bad_in_a_row = 0
-        self._seen_at = -1
+        self._seen_at = self._expired_at = -1
         self.waited_s = 0.0
         """Time that was spent waiting for an inline policy; the loop sets it back."""
         self.last_error = ""
@@ -156,9 +156,18 @@ class Conversation:
             return None
         observed = self._observed_s.get(due.observed_at) if self._config.realtime else None
         if step - due.observed_at >= self._live_steps or (observed is not None and self._clock() - observed >= self._live_s):
-            self._statistics.expired += 1
+            self._statistics.expired += step != self._expired_at  # It may be asked more than once in a step.
+            self._expired_at = step
             return None
         return due
+
+    def is_unsure(self, due: DueAction) -> bool:
+        """The policy is less sure of it than it should be."""
+        return due.confidence < self._config.least_confidence
+
+    def is_held_back(self, due: DueAction) -> bool:
+        """The policy is unsure of it, and such an action leads to HOLD."""
+        return self._config.unsure == "hold" and self.is_unsure(due)
 
     def following(self, step: int, count: int, limiter: CommandLimiter, *, holds: bool = False) -> tuple[list[NDArray[np.float32]], int]:
         """What will be commanded at the next steps, as it looks now: float32 (A,) each, limited, and a hold from where nothing is due.
@@ -177,7 +186,7 @@ class Conversation:
         known = 0
         for i in range(count):
             due = None if holds else self._schedule.at(step + i)
-            holds = due is None or step + i - due.observed_at >= self._live_steps
+            holds = due is None or step + i - due.observed_at >= self._live_steps or self.is_held_back(due)
             known += not holds
             try:
                 limited = ahead.hold() if holds or due is None else ahead.limit(self.wanted(due, ahead))
@@ -195,7 +204,7 @@ class Conversation:
             due: What is due.
             limiter: As it is before its command.
         """
-        if self._config.unsure != "slow" or due.confidence >= self._config.least_confidence:
+        if self._config.unsure != "slow" or not self.is_unsure(due):
             return due.action
         return limiter.share(due.action, self._config.slow_share)
 

@@ -359,7 +359,7 @@ class StopButtons:
         self._pressed |= {Cause.OPERATOR_STOP}
 
     def emergency_stop(self) -> None:
-        """Stop as the robot can do it quickest. It reaches the robot with the next control step: no substitute for a button that cuts its power."""
+        """Stop as the robot can do it quickest. It reaches the robot with the next command: no substitute for a button that cuts its power."""
         self._pressed |= {Cause.EMERGENCY_STOP}
 
     def release(self) -> None:

@@ -228,7 +228,9 @@ class LoopSteps:
         ticks = self._ticks
         if ticks is None or not self._planned or step >= self._known_to or self._tick != ticks.first_tick(step):
             return False
-        if self._judge.state is not State.RUN or self._judge.active or (due := self._talk.due(step)) is None:
+        if self._judge.state is not State.RUN or self._judge.active:
+            return False
+        if (due := self._talk.due(step)) is None or self._talk.is_held_back(due):
             return False
         self._due = due
         self._send(step, None)
@@ -240,22 +242,24 @@ class LoopSteps:
             self._heed_operator()
             self._judge.decide(self._now(step), 0.0, step=False)
             # RAMP begins with the next step, which fades what moves; an emergency does not wait for it.
-            if self._judge.state is State.ESTOP and (still := copy.copy(self._before).hold()) is not None:
-                self._plan(step, [still.command], holds=True)
+            if self._judge.state is State.ESTOP:
+                if (still := copy.copy(self._before).hold()) is not None:
+                    self._plan(step, [still.command], holds=True)
+                self._rest.tell_emergency()
 
     def _use_answer(self, step: int) -> None:
         """A new chunk counts between two steps too."""
         if self._judge.must_end or not self._talk.take(step, self._now(step)) or self._judge.state is not State.RUN:
             return
         due = self._talk.due(step)
-        if due is None or not self._planned:
-            return
+        if due is None or not self._planned or self._talk.is_held_back(due):
+            return  # The plan of the step goes on; the next one judges it.
         self._due = due
         limiter = copy.copy(self._before)
         try:
             limited = limiter.limit(self._talk.wanted(due, limiter))
         except ActionError:
-            return  # The step before goes on; the next one judges it.
+            return
         self._limiter = limiter
         self._plan_ahead(step, limited)
 
@@ -322,7 +326,7 @@ class LoopSteps:
         judge.replace(Cause.NO_ACTION, words)
         late_s = talk.late_s(now)
         judge.set(Cause.INFERENCE_LOST, f"no answer for {late_s:.2f} s" if late_s else "")
-        unsure = self._due is not None and self._due.confidence < self._config.least_confidence
+        unsure = self._due is not None and talk.is_unsure(self._due)
         self._statistics.unsure += unsure
         if self._config.unsure == "hold":
             sure = 1.0 if self._due is None else self._due.confidence
@@ -381,7 +385,7 @@ class LoopSteps:
         if due is not None and (seen_s := self._talk.seen_s(due)) is not None:
             now_s = self._clock()
             if now_s >= seen_s:  # Not where the clock went back meanwhile.
-                if command is not None or ticks is None:
+                if ticks is None or tick == ticks.first_tick(step) or command is not None:
                     counted.ages_s.append(now_s - seen_s)
                 if due.observed_at > self._used:
                     self._used = due.observed_at
@@ -418,7 +422,8 @@ class LoopSteps:
         if remaining > 0:
             self._sleep(remaining)
             self._woke_s = self._clock()
-            counted.lateness_s.append(self._woke_s - now - remaining)
+            if self._woke_s >= now:  # Not where the clock went back meanwhile.
+                counted.lateness_s.append(self._woke_s - now - remaining)
         else:
             self._woke_s = now
         return following

@@ -9,6 +9,7 @@ import pytest
 from test_runtime_command_rate import After, Arm, Clock, Script, arm_spec, reach, run
 
 from actlet.specs import ActionSpec, MotionLimits, PolicySpec
+from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, drive
 from runtime.failsafe import StopButtons
 
@@ -117,3 +118,51 @@ def test_the_last_commands_come_no_earlier_than_theirs_is_due(tiny_spec: PolicyS
     assert result.stopped_by == "terminate"
     np.testing.assert_allclose(np.diff(arm.times), 1 / arm.command_rate_hz, atol=1e-9)
     assert np.ptp(np.array(arm.commands)[-2:, 0]) < 1e-9
+
+
+@pytest.mark.parametrize("hz", [200.0, 1000.0])
+def test_nothing_is_sent_of_an_action_that_leads_to_hold(tiny_spec: PolicySpec, hz: float) -> None:
+    """One that the policy is unsure of: neither where its chunk comes in the middle of a step, nor on the way to the step for which it is due."""
+    spec = arm_spec(tiny_spec, limited=False)
+    arm = Arm(spec, Clock(), hz)
+    policy = Script(spec, lambda call: reach(0.9 if call == 4 else 0.1)(call), lambda call: 0.2 if call == 4 else 1.0)
+    config = LoopConfig(max_steps=30, unsure="hold", least_confidence=0.5, schedule=ScheduleConfig(blend_steps=0))
+    result = run(arm, policy, config)
+    assert result.stopped_by == "steps"
+    assert result.statistics.causes["policy unsure"] == 1
+    assert np.array(arm.commands)[:, 0].max() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("hz", [200.0, 1000.0])
+def test_the_robots_own_emergency_stop_does_not_wait_for_the_next_step(tiny_spec: PolicySpec, hz: float) -> None:
+    """It is told with the next command, once."""
+    clock, buttons, told = Clock(), StopButtons(), []
+    arm = Arm(arm_spec(tiny_spec), clock, hz)
+    arm.emergency_stop = lambda: told.append(clock())
+    arm.on_command = lambda count: buttons.emergency_stop() if clock() >= 50.63 else None
+    result = run(arm, Script(arm_spec(tiny_spec), reach(1.9)), LoopConfig(max_steps=100), buttons=buttons)
+    assert result.stopped_by == "emergency"
+    np.testing.assert_allclose(told, 50.63, atol=2.1 / hz)
+    assert len(told) == 1
+
+
+def test_the_age_of_actions_is_measured_at_every_step(tiny_spec: PolicySpec) -> None:
+    """Also where a step's first command is sent before the step is judged."""
+    spec = arm_spec(tiny_spec, limited=False)
+    counted = run(Arm(spec, Clock(), 1000.0), Script(spec, reach(0.5)), LoopConfig(max_steps=30)).statistics
+    assert len(counted.ages_s) == counted.state_ticks["RUN"] == 29
+    assert set(np.round(counted.ages_s, 9)) == {0.1, 0.2, 0.3}
+
+
+def test_no_wake_up_is_counted_as_early(tiny_spec: PolicySpec) -> None:
+    """Where the clock goes back while the loop sleeps, it is not known how late it is."""
+    spec, clock = arm_spec(tiny_spec, limited=False), Clock()
+    sleep, jumps = clock.sleep, iter([-0.01])
+
+    def sleep_through_a_jump(seconds: float) -> None:
+        sleep(seconds)
+        clock.now += next(jumps, 0.0) if clock.now > 52.5 else 0.0
+
+    clock.sleep = sleep_through_a_jump
+    result = run(Arm(spec, clock), Script(spec, reach(0.5)), LoopConfig(max_steps=30))
+    assert min(result.statistics.lateness_s) > -1e-9
