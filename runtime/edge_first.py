@@ -15,9 +15,15 @@ from collections.abc import Callable
 
 from actlet.errors import CallerError
 from actlet.protocols import Observation
+from actlet.specs import TimingSpec
 from runtime.inference import Answer, Inference
 
-__all__ = ["EdgeFirst"]
+__all__ = ["EdgeFirst", "longest_patience_s"]
+
+
+def longest_patience_s(timing: TimingSpec, rate_hz: float) -> float:
+    """After which an answer that is kept back can still be used, in [s]: half a step less than the largest delay, since the loop may look once a step."""
+    return (timing.max_delay_steps - 0.5) / rate_hz
 
 
 class EdgeFirst:
@@ -28,7 +34,7 @@ class EdgeFirst:
         cloud: The other one.
         least_confidence: In 0 .. 1.
         rows: How many rows of a chunk count, `TimingSpec.execute_steps`.
-        patience_s: How long an answer is kept back.
+        patience_s: How long an answer is kept back, from the moment at which it was asked for.
         clock: Monotonic seconds, that of the two.
     """
 
@@ -43,7 +49,7 @@ class EdgeFirst:
         self._least, self._rows, self._patience_s = least_confidence, rows, patience_s
         self._asked: tuple[Observation, str, int] | None = None  # What the edge is working on.
         self._kept: Answer | None = None  # The newest answer that was not sure enough.
-        self._kept_s = 0.0  # Since when there is one.
+        self._kept_s = 0.0  # When the first was asked for that is kept back since.
         self._newest = -1  # Step of the newest observation whose answer was handed out.
         self.asked_cloud = 0
         """Observations that the other policy was asked about."""
@@ -67,11 +73,13 @@ class EdgeFirst:
             return self._hand_out(answer)
         answer = self._edge.poll()
         if answer is not None:
-            if answer.chunk is None or self._is_sure(answer):
+            if answer.chunk is None:  # Nothing is known of a newer observation: what was kept back is as good as before.
+                return answer
+            if self._is_sure(answer):
                 return self._hand_out(answer)
             self.unsure += 1
             if self._kept is None:
-                self._kept_s = self._clock()
+                self._kept_s = answer.submitted_s
             self._kept = answer
             asked = self._asked
             if asked is not None and asked[2] == answer.observed_at and self._cloud.submit(*asked):

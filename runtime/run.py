@@ -49,7 +49,7 @@ from actlet.specs import require_same
 from runtime.access import TLS_CA_HELP, TOKEN_HELP, RemoteAccess
 from runtime.backends import add_backend
 from runtime.control_loop import LoopConfig, LoopResult, drive
-from runtime.edge_first import EdgeFirst
+from runtime.edge_first import EdgeFirst, longest_patience_s
 from runtime.failsafe import State
 from runtime.inference import Inference, ThreadInference
 from runtime.inference_process import InferenceProcess
@@ -198,9 +198,12 @@ def _edge_first(edge: Policy | InferenceProcess, cloud: Policy | InferenceProces
     """The two of them as one."""
     timing = edge.spec.timing
     where = [policy if isinstance(policy, InferenceProcess) else ThreadInference(policy, time.monotonic) for policy in (edge, cloud)]
-    patience_s = timing.max_delay_steps / (config.rate_hz or timing.rate_hz)  # Later an answer could not be used.
     return EdgeFirst(
-        *where, least_confidence=config.least_confidence, rows=timing.execute_steps, patience_s=patience_s, clock=time.monotonic
+        *where,
+        least_confidence=config.least_confidence,
+        rows=timing.execute_steps,
+        patience_s=longest_patience_s(timing, config.rate_hz or timing.rate_hz),
+        clock=time.monotonic,
     )
 
 

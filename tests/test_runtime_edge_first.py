@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from test_runtime_command_rate import After, Arm, Clock, Script, arm_spec, reach
 
 from actlet.errors import CallerError
-from actlet.protocols import ActionChunk, Observation
-from runtime.edge_first import EdgeFirst
-from runtime.inference import Answer
+from actlet.protocols import ActionChunk, Observation, Policy
+from actlet.specs import PolicySpec
+from runtime.control_loop import LoopConfig, drive
+from runtime.edge_first import EdgeFirst, longest_patience_s
+from runtime.inference import Answer, Inference
 
 SEEN = Observation({}, np.zeros(1, np.float32))
 
@@ -108,6 +113,38 @@ def test_a_failure_of_either_leaves_the_other() -> None:
     answer = both.both.poll()
     assert answer is not None
     assert answer.observed_at == 1
+
+
+def test_a_newer_failure_takes_nothing_away() -> None:
+    """What was kept back before it is used, and what the other policy says of it as well."""
+    both = Together()
+    assert both.ask(0, 0.1) is None
+    answer = both.ask(1, None)
+    assert answer is not None
+    assert answer.chunk is None
+    both.now = 0.31
+    answer = both.both.poll()
+    assert answer is not None
+    assert answer.observed_at == 0
+
+
+@pytest.mark.parametrize("delay_s", [0.012, 0.13])
+@pytest.mark.parametrize("hz", [10.0, 200.0])
+def test_what_was_kept_back_comes_in_time_to_be_used(tiny_spec: PolicySpec, delay_s: float, hz: float) -> None:
+    """A policy that is never sure, and another one that never answers: the robot moves, more slowly, and no answer is too late."""
+    spec, clock = arm_spec(tiny_spec, limited=False), Clock()
+    arm = Arm(spec, clock, hz)
+    policy = Script(spec, reach(0.1), lambda call: 0.2)
+
+    def where(policy: Policy, clock: Callable[[], float]) -> Inference:
+        edge, patience_s = After(policy, clock, delay_s), longest_patience_s(spec.timing, spec.timing.rate_hz)
+        return EdgeFirst(edge, Scripted(), least_confidence=0.6, rows=3, patience_s=patience_s, clock=clock)
+
+    config = LoopConfig(max_steps=60, least_confidence=0.6, unsure="slow")
+    result = drive(arm, policy, None, config, clock=clock, sleep=clock.sleep, inference=where)
+    assert result.stopped_by == "steps", result.message
+    assert (result.statistics.late_chunks, result.statistics.bad_chunks) == (0, 0)
+    assert result.statistics.state_ticks["RUN"] > 50
 
 
 def test_a_newer_sure_answer_overtakes() -> None:
