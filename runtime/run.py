@@ -33,13 +33,16 @@ it is old. For LeRobot's robots and for ROS 2 nothing has to be written: docs/ro
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ from runtime.access import TLS_CA_HELP, TOKEN_HELP, RemoteAccess
 from runtime.backends import add_backend
 from runtime.control_loop import LoopConfig, LoopResult, drive
 from runtime.edge_first import EdgeFirst, longest_patience_s
-from runtime.failsafe import State
+from runtime.failsafe import State, StopButtons
 from runtime.inference import Inference, ThreadInference
 from runtime.inference_process import InferenceProcess
 from runtime.inference_worker import WorkerConfig
@@ -135,6 +138,7 @@ def run_policy(
     config: LoopConfig | None = None,
     on_step: Callable[[int, LoopStatistics], None] | None = None,
     when_unsure: Policy | InferenceProcess | None = None,
+    buttons: StopButtons | None = None,
     journal: Journal | None = None,
 ) -> LoopResult:
     """Drive a robot until it is done.
@@ -148,6 +152,7 @@ def run_policy(
         config: How the loop runs; where the policy runs and whether the clock is kept are put in here.
         on_step: Called after every step.
         when_unsure: Is asked when the policy's confidence is below `config.least_confidence` (`runtime.edge_first`).
+        buttons: What an operator may press meanwhile.
         journal: Is told what happens, and closed at the end.
 
     Raises:
@@ -181,7 +186,7 @@ def run_policy(
         both = _edge_first(elsewhere or policy, when_unsure, config)
         inference = lambda policy, clock: both  # noqa: E731
     try:
-        result = drive(robot, policy, instruction, config, on_step=on_step, inference=inference, journal=journal)
+        result = drive(robot, policy, instruction, config, on_step=on_step, inference=inference, buttons=buttons, journal=journal)
     finally:
         if both is not None:
             both.close()
@@ -307,21 +312,39 @@ def run(arguments: argparse.Namespace) -> int:
             for refused in take_real_time(RealTime(priority=priority, quiet_collector=True, out_of_memory_score=-900)):
                 print(f"not in real time: {refused}", file=sys.stderr)
         status = _StatusLine(robot, arguments.instruction, arguments.steps, watched)
-        result = run_policy(
-            policy,
-            robot,
-            arguments.instruction,
-            realtime=realtime,
-            config=config,
-            on_step=status.show,
-            when_unsure=unsure,
-            journal=watched.journal,
-        )
+        with _stopped_by_signals() as buttons:
+            result = run_policy(
+                policy,
+                robot,
+                arguments.instruction,
+                realtime=realtime,
+                config=config,
+                on_step=status.show,
+                when_unsure=unsure,
+                buttons=buttons,
+                journal=watched.journal,
+            )
         watched.finish(result)
     status.end()
     for label, value in _rows(robot, result) + watched.rows:
         print(f"{label:<18} {value}")
     return _EXIT_CODES.get(result.stopped_by, 1)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[StopButtons]:
+    """Who ends the program (`systemctl stop`, a terminal that is closed) brings the robot to rest first; a signal that is ignored stays so (`nohup`)."""
+    buttons, mine = StopButtons(), []
+    if threading.current_thread() is threading.main_thread():  # Elsewhere nobody may say what a signal does.
+        numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+        mine = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in mine:
+        signal.signal(number, lambda *unused: buttons.stop())
+    try:
+        yield buttons
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _require_fit(policy: Policy | InferenceProcess, robot: Robot, place: object) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +136,33 @@ def test_the_current_folder_is_searched_for_robots(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyError, match="inside"):
         make_robot("my_arm_for_this_test:make")
     assert sys.path == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_ends_the_program_stops_the_robot_first(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    """The run comes to rest and the robot is let go; afterwards the signal means what it did before."""
+    import lean_robot
+
+    ended: list[str] = []
+
+    class Arm(lean_robot.LeanRobot):
+        def send_action(self, action: object) -> None:
+            if not ended:
+                ended.append("signal")
+                os.kill(os.getpid(), number)
+
+        def disconnect(self) -> None:
+            ended.append("disconnected")
+
+    monkeypatch.setenv(lean_robot.BUNDLE, str(tiny_bundle))
+    monkeypatch.setattr(lean_robot, "LeanRobot", Arm)
+    flags = ["--robot", "lean_robot:make_robot", "--inference", "thread", "--priority", "0", "--steps", "600"]
+    assert main(["run", str(tiny_bundle), *flags]) == 130
+    assert ended == ["signal", "disconnected"]
+    assert "interrupted (the operator pressed operator stop" in capsys.readouterr().out
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_failed_run_exits_with_1(point_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
