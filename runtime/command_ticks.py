@@ -68,6 +68,8 @@ class CommandTicks:
                 f"the speed of {unknown} is limited (ActionSpec.motion), so it must be known where the robot is before its first command: give the "
                 "robot a method present_action() that returns the action which leaves it where it is, or limit nothing."
             )
+        # A float32 next to a limit may lie beyond it by its rounding, which a driver that compares doubles refuses.
+        self._ranges = [(i, ranges[i][0], ranges[i][1]) for i in continuous if motion[i] in (None, _FREE)]
         self._limited = [i for i in continuous if motion[i] not in (None, _FREE)]
         self._limiter: MotionLimiter | None = None
         if self._limited:
@@ -125,7 +127,7 @@ class CommandTicks:
         rows = [
             Rows(now=now, after=after, before=before, later=later)
             for before, now, after, later in zip(
-                [None, *commands], commands, [*commands[1:], None], [*commands[2:], None, None], strict=False
+                [self._before(step), *commands], commands, [*commands[1:], None], [*commands[2:], None, None], strict=False
             )
         ]
         self._step, self._rows = step, rows
@@ -133,6 +135,15 @@ class CommandTicks:
             self._stand = None
         elif self._stand is None:
             self._stand = self._stopping_points(commands[0])
+
+    def _before(self, step: int) -> Sequence[float] | None:
+        """The command of the step before, as far as the present plan knows it; None where it held."""
+        if not self._rows or self._stand is not None:
+            return None
+        index = step - 1 - self._step
+        if index < 0:  # The plan of this very step is replaced.
+            return self._rows[0].before
+        return self._rows[index].now if index < len(self._rows) else None
 
     def _stopping_points(self, command: Sequence[float]) -> dict[int, float]:
         stand = {i: command[i] if math.isnan(self._last[i]) else self._last[i] for i in self._positions}
@@ -162,6 +173,9 @@ class CommandTicks:
         if self._stand is not None:
             for i, value in self._stand.items():
                 command[i] = value
+        for i, low, high in self._ranges:
+            if not low <= command[i] <= high:
+                command[i] = low if command[i] < low else high
         if self._limiter is not None:
             limited = self._limiter.step([command[i] for i in self._limited])
             for i, value in zip(self._limited, limited, strict=True):

@@ -45,6 +45,34 @@ def test_unlimited_ticks_are_the_steps_action() -> None:
     assert ticks.stopping_s == 0.0
 
 
+def test_a_cubic_has_no_jump_of_speed_at_a_step() -> None:
+    """Each step is planned anew, and goes on with the slope with which the one before ended; a chunk that replaces a step in its middle knows it too."""
+    ticks = CommandTicks(SPEC, step_hz=10, tick_hz=1000, shape="cubic")
+    places = np.array([0.0, 0.1, 0.5, 0.6, 1.4, 1.5, 1.4, 0.2, 0.0])
+    sent = []
+    for tick in range(600):
+        step = ticks.step_of(tick)
+        if tick == ticks.first_tick(step) or tick == 350:
+            ticks.plan(step, [[place, 0.0, 0.0, 0.0] for place in places[step:]], holds=False)
+        sent.append(ticks.at(tick)[0])
+    np.testing.assert_allclose(sent[::100], places[:6], atol=1e-12)
+    assert np.abs(np.diff(sent, 2)).max() < 6 * 0.8 / 100**2  # On lines 0.7 / 100 from one step to the next.
+
+
+def test_no_command_is_out_of_range_by_a_rounding() -> None:
+    """0.05 and 1.1 as float32 are more than 0.05 and 1.1: what was clipped as float32 is inside the range as doubles too."""
+    spec = dataclasses.replace(SPEC, low=(-1.1, -0.05, -0.3, 0.0), high=(1.1, 0.05, 0.3, 1.0))
+    ticks = CommandTicks(spec, step_hz=10, tick_hz=200, start=[5.0, 0.0, 0.0, 0.0])
+    for side in (spec.low, spec.high):
+        ticks.plan(0, [np.array(side, np.float32).tolist()], holds=False)
+        for command in (ticks.at(0), ticks.at(5)):
+            assert (np.array(command)[:3] * [1, 20, 1] >= spec.low[:3]).all()
+            assert (np.array(command)[:3] * [1, 20, 1] <= spec.high[:3]).all()
+    ticks = CommandTicks(spec, step_hz=10, tick_hz=200, start=[5.0, 0.0, 0.0, 0.0])
+    ticks.plan(0, [[0.0, 0.0, 0.0, 0.0]], holds=True)
+    assert ticks.at(0)[0] == 1.1
+
+
 def assert_within(sent: np.ndarray, spec: ActionSpec, tick_s: float, start: float = 0.0) -> None:
     """All that `ActionSpec.motion` promises of commands, one a tick, with rest before the first."""
     assert spec.motion is not None
