@@ -114,10 +114,12 @@ class ChunkSchedule:
     Args:
         spec: Its timing gives H, `execute_steps` and the largest delay; its action spec says which dimensions are flags.
         config: The rule and the cross-fade.
+        live_steps: Steps after its observation in which an action may be mixed with another one, None for all that a chunk has.
     """
 
-    def __init__(self, spec: PolicySpec, config: ScheduleConfig | None = None) -> None:
+    def __init__(self, spec: PolicySpec, config: ScheduleConfig | None = None, *, live_steps: int | None = None) -> None:
         self._spec = spec
+        self._live_steps = live_steps or math.inf
         self._config = config or ScheduleConfig()
         self._is_binary = spec.action.is_binary
         self._segments: list[_Segment] = []  # By start; the last one that has started is in use.
@@ -191,7 +193,8 @@ class ChunkSchedule:
         if not started or (newest := started[-1].at(step)) is None:
             return None
         if self._config.rule == "ensemble":
-            newest = self._mean([action for segment in started if (action := segment.at(step)) is not None])
+            living = [segment for segment in started if segment is started[-1] or step - segment.observed_at < self._live_steps]
+            newest = self._mean([action for segment in living if (action := segment.at(step)) is not None])
         sure = float(started[-1].confidence[step - started[-1].first])
         return DueAction(action=newest, observed_at=started[-1].observed_at, confidence=sure)
 
@@ -217,7 +220,7 @@ class ChunkSchedule:
             weights = [(j + 1) / (steps + 1) for j in range(steps)]
         for j, share in enumerate(weights):
             old, index = in_use[0].at(start + j), start + j - first
-            if old is None or index >= len(blended):
+            if old is None or index >= len(blended) or start + j - in_use[0].observed_at >= self._live_steps:
                 break
             weight = np.float32(share)
             blended[index] = np.where(self._is_binary, blended[index], (1 - weight) * old + weight * blended[index])

@@ -155,9 +155,11 @@ def _ticks(robot: Robot, policy: Policy, config: LoopConfig, *, connected: bool)
     tick_hz = wanted or config.command_rate_hz
     if tick_hz is None and spec.motion is None:
         return None
-    if config.max_change is not None and tick_hz is not None and not math.isclose(tick_hz, step_hz, rel_tol=1e-3):
+    several = tick_hz is not None and not math.isclose(tick_hz, step_hz, rel_tol=1e-3)
+    if config.max_change is not None and (several or spec.motion is not None):
+        why = "there are more commands than steps" if several else "ActionSpec.motion does so too, over more than one"
         raise SpecError(
-            "max_change limits the change from one step to the next, and there are more commands than steps: say in the robot's ActionSpec.motion how fast "
+            f"max_change limits the change from one step to the next, and {why}: say in the robot's ActionSpec.motion alone how fast "
             "each dimension may move; that is kept at every command."
         )
     displaced = [
@@ -165,7 +167,7 @@ def _ticks(robot: Robot, policy: Policy, config: LoopConfig, *, connected: bool)
         for name, unit, kind, hold in zip(spec.names, spec.units, spec.kinds, spec.hold or (), strict=False)
         if kind == "continuous" and hold == "zero" and not unit.endswith("/s")
     ]
-    if wanted is None and tick_hz is not None and displaced and not math.isclose(tick_hz, step_hz, rel_tol=1e-3):
+    if wanted is None and several and displaced:
         raise SpecError(
             f"{displaced} are displacements: at {tick_hz:g} commands for {step_hz:g} steps in a second each is a share, which the robot must know. If it adds "
             f"up what it is sent, say so: give the robot the attribute command_rate_hz = {tick_hz:g}."

@@ -75,7 +75,7 @@ class Conversation:
         self._live_steps = min(config.time_to_live_steps or self._timing.horizon, self._timing.horizon)
         self._live_s = self._live_steps * dt_s
         self._answer_s = self._timing.horizon * dt_s if limits.answer_s is None else limits.answer_s
-        self._schedule = ChunkSchedule(policy.spec, config.schedule)
+        self._schedule = ChunkSchedule(policy.spec, config.schedule, live_steps=self._live_steps)
         drawn = bool(getattr(robot, "virtual_time", False))
         self._watch = ObservationWatch(policy.spec.observation, limits, noiseless=drawn)
         self._next_ask = 0

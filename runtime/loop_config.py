@@ -38,7 +38,8 @@ class LoopConfig:
     replan_steps: int | None = None
     """Ask for a new chunk this many steps after the one before, None for the policy's `execute_steps`."""
     max_change: tuple[float, ...] | None = None
-    """Largest change per step of each action dimension, None for no limit beside the position limits."""
+    """Largest change per step of each action dimension, None for no limit beside the position limits. Not beside
+    `ActionSpec.motion`, nor where there are more commands than steps."""
     time_to_live_steps: int | None = None
     """Steps after its observation in which an action may be sent, None for as many as a chunk has actions: all of them."""
     unsure: Literal["ignore", "slow", "hold"] = "ignore"

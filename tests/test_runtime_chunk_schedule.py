@@ -43,6 +43,16 @@ def test_the_newest_chunk_wins_at_once(tiny_spec: PolicySpec) -> None:
     assert schedule.at(4).observed_at == 3
 
 
+@pytest.mark.parametrize("rule", ["newest", "ensemble", "queue"])
+def test_what_has_outlived_its_time_is_not_mixed_in(tiny_spec: PolicySpec, rule: str) -> None:
+    """Of a chunk of step 0 whose actions live for five steps, the one for step 4 is mixed with the newer chunk's, the one for step 5 is not."""
+    schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(rule=rule), live_steps=5)  # type: ignore[arg-type]
+    schedule.add(_chunk(0), observed_at=0, now=0)
+    schedule.add(_chunk(3), observed_at=3, now=4)
+    assert schedule.at(4).action[1] < 304
+    assert schedule.at(5).action[1] == 305
+
+
 def test_receding_horizon_waits_for_the_executed_steps(tiny_spec: PolicySpec) -> None:
     """The newer chunk waits until three actions of the one before were due, and a still newer one takes its place."""
     schedule = ChunkSchedule(_spec(tiny_spec), ScheduleConfig(rule="receding", blend_steps=0))
@@ -68,7 +78,7 @@ def test_receding_horizon_goes_on_when_the_newer_chunk_is_late(tiny_spec: Policy
     schedule.add(_chunk(0), observed_at=0, now=0)
     assert schedule.at(4).action[0] == 4
     schedule.add(_chunk(3), observed_at=3, now=5)
-    assert schedule.at(5).action[0] == 305
+    assert schedule.at(5).action[1] == 305
 
 
 def test_the_cross_fade_is_linear_and_spares_flags(tiny_spec: PolicySpec) -> None:

@@ -315,6 +315,8 @@ def test_what_does_not_fit_moves_nothing(tiny_spec: PolicySpec) -> None:
         run(arm, Script(spec, reach(0.1)), LoopConfig(command_rate_hz=100))
     with pytest.raises(SpecError, match="max_change limits the change from one step to the next"):
         run(Arm(spec, Clock()), Script(spec, reach(0.1)), LoopConfig(max_change=(1.0, 1.0, 1.0, 1.0)))
+    with pytest.raises(SpecError, match=r"and ActionSpec\.motion does so too"):
+        run(Arm(spec, Clock(), 10.0), Script(spec, reach(0.1)), LoopConfig(max_steps=9, max_change=(1.0, 1.0, 1.0, 1.0)))
     arm = Arm(spec, Clock())
     arm.present_action = None
     with pytest.raises(SpecError, match=r"give the robot a method present_action"):
