@@ -61,9 +61,9 @@ class Observer:
             RobotFault: There is none in time. The robot is disconnected again.
         """
         self.robot.connect()
-        self._stop.clear()
-        self._there.clear()
-        self._thread = threading.Thread(target=self._read, name="actlet-observer", daemon=True)
+        # Events of its own: a thread of a run before whose read hung then does not go on when it returns, beside this one.
+        self._there, self._stop, self._newest = threading.Event(), threading.Event(), None
+        self._thread = threading.Thread(target=self._read, args=(self._there, self._stop), name="actlet-observer", daemon=True)
         self._thread.start()
         if not self._there.wait(self._first_s):
             self.disconnect()
@@ -91,13 +91,17 @@ class Observer:
             self._thread.join(_LET_GO_S)
         self.robot.disconnect()
 
-    def _read(self) -> None:
-        while not self._stop.is_set():
+    def _read(self, there: threading.Event, stop: threading.Event) -> None:
+        while not stop.is_set():
             began = self._clock()
+            newest: Observation | Exception
             try:
                 seen = self.robot.get_observation()
-                self._newest = seen if seen.taken_s is not None else dataclasses.replace(seen, taken_s=began)
+                newest = seen if seen.taken_s is not None else dataclasses.replace(seen, taken_s=began)
             except Exception as error:  # Whatever a camera raises, the loop must hear of it.
-                self._newest = error
-            self._there.set()
-            self._stop.wait(max(0.0, began + self._period_s - self._clock()))
+                newest = error
+            if stop.is_set():
+                return
+            self._newest = newest
+            there.set()
+            stop.wait(max(0.0, began + self._period_s - self._clock()))

@@ -70,6 +70,33 @@ def test_the_newest_is_there_without_waiting(tiny_spec: PolicySpec) -> None:
     assert (camera.seen, camera.readers, camera.disconnects) == (seen, {"actlet-observer"}, 1)
 
 
+def test_a_read_that_hung_in_the_run_before_is_not_heard_in_the_next(tiny_spec: PolicySpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread is left behind at the end of the run; when the read returns in the next one, the thread ends."""
+    monkeypatch.setattr("runtime.observer._LET_GO_S", 0.01)
+    camera, goes_on, readers = SlowCamera(tiny_spec), threading.Event(), []
+    look = camera.get_observation
+
+    def get_observation() -> Observation:
+        readers.append(threading.current_thread())
+        if len(readers) == 2:
+            goes_on.wait(10)
+        return look()
+
+    camera.get_observation = get_observation
+    robot = Observer(camera, rate_hz=200)
+    robot.connect()
+    while len(readers) < 2:
+        time.sleep(0.001)
+    robot.disconnect()
+    camera.go.set()
+    robot.connect()
+    goes_on.set()
+    readers[1].join(5)
+    assert not readers[1].is_alive()
+    assert readers[2].is_alive()
+    robot.disconnect()
+
+
 def test_what_the_camera_raises_is_raised_in_the_loop(tiny_spec: PolicySpec) -> None:
     """Until it has recovered."""
     camera = SlowCamera(tiny_spec)
