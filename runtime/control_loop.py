@@ -135,7 +135,10 @@ def drive(
         try:
             if steps is not None:
                 statistics.ended_s = clock()
-                failures += _ending("the last hold", None if stop.reason == "done" else steps.hold_still)
+                is_over = stop.reason == "done" and getattr(
+                    robot, "virtual_time", False
+                )  # An episode has no steps after its end; an arm moves on.
+                failures += _ending("the last hold", None if is_over else steps.hold_still)
             failures += _ending("closing inference", None if running is None else running.close)
         finally:  # Also if a Ctrl-C comes between two of these.
             failures += _ending("disconnecting", robot.disconnect) + _ending(

@@ -102,8 +102,10 @@ def loop_config(arguments: argparse.Namespace) -> LoopConfig:
     cloud = cloud_of(arguments)
     if cloud is None and arguments.when_unsure not in ("slow", "hold"):
         raise CallerError(f"--when-unsure {arguments.when_unsure!r}: expected slow, hold, or the URL of a policy as in ws://10.0.0.2:8000.")
-    if cloud is not None and not arguments.least_confidence:
-        raise CallerError(f"--when-unsure {cloud}: says whom to ask, but not when: add --least-confidence, as in --least-confidence 0.6.")
+    if (cloud is not None or arguments.when_unsure == "hold") and not arguments.least_confidence:
+        raise CallerError(
+            f"--when-unsure {arguments.when_unsure}: says what to do, but not when: add --least-confidence, as in --least-confidence 0.6."
+        )
     failsafe = dataclasses.replace(
         _SAFE,
         hold_s=arguments.hold_s,

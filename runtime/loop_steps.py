@@ -31,6 +31,8 @@ _BRISK_S = 2.5e-3
 """In shorter periods a command is sent first, as the plan of the step before has it, and what takes longer is done in the rest of its period."""
 _MOMENT = 1e-6
 """Forgives the rounding of divisions of clock readings, in ticks."""
+_EARLY_S = 1e-6
+"""Forgives the rounding of differences of clock readings."""
 
 
 class Stop(Exception):
@@ -422,8 +424,8 @@ class LoopSteps:
         if remaining > 0:
             self._sleep(remaining)
             self._woke_s = self._clock()
-            if self._woke_s >= now:  # Not where the clock went back meanwhile.
-                counted.lateness_s.append(self._woke_s - now - remaining)
+            if (late_s := self._woke_s - now - remaining) > -_EARLY_S:  # Not where the clock went back meanwhile.
+                counted.lateness_s.append(late_s)
         else:
             self._woke_s = now
         return following

@@ -164,5 +164,5 @@ def test_no_wake_up_is_counted_as_early(tiny_spec: PolicySpec) -> None:
         clock.now += next(jumps, 0.0) if clock.now > 52.5 else 0.0
 
     clock.sleep = sleep_through_a_jump
-    result = run(Arm(spec, clock), Script(spec, reach(0.5)), LoopConfig(max_steps=30))
+    result = run(Arm(spec, clock, 50.0), Script(spec, reach(0.5)), LoopConfig(max_steps=30))
     assert min(result.statistics.lateness_s) > -1e-9

@@ -254,10 +254,14 @@ def test_terminate_ends_the_run(robot: FakeRobot, tiny_spec: PolicySpec) -> None
 
 
 def test_a_robot_that_says_done_ends_the_run(robot: FakeRobot, tiny_spec: PolicySpec) -> None:
-    """As a simulated task does; nothing is sent after it."""
+    """As a simulated task does, and nothing is sent after it; what is not simulated is made to stand still."""
     robot.done = True
     result = _run(robot, FakePolicy(tiny_spec))
-    assert (result.stopped_by, len(robot.commands)) == ("done", 1)
+    assert (result.stopped_by, len(robot.commands)) == ("done", 2)
+    np.testing.assert_array_equal(robot.commands[-1], [0, 0, 0, 1])
+    robot.virtual_time = True
+    result = _run(robot, FakePolicy(tiny_spec))
+    assert (result.stopped_by, len(robot.commands)) == ("done", 3)
 
 
 @pytest.mark.parametrize("task", ["red", "blue"])

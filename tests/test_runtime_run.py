@@ -204,6 +204,7 @@ def test_a_second_policy_is_asked_when_the_first_is_unsure(tmp_path: Path, make_
     [
         (["--when-unsure", "stop"], "--when-unsure 'stop': expected slow, hold, or the URL"),
         (["--when-unsure", "ws://127.0.0.1:1"], "add --least-confidence"),
+        (["--when-unsure", "hold"], "--when-unsure hold: says what to do, but not when: add --least-confidence"),
         (["--least-confidence", "2"], "expected 0 .. 1"),
         (["--hold-s", "-1"], "expected finite times"),
         (["--command-rate-hz", "0"], "positive rates"),
