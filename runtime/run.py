@@ -420,7 +420,10 @@ class _StatusLine:
         lost += ", NOT RECORDED" if recorder is not None and not recorder.is_writing else ""
         self._due_s, self._shown, self._before = now_s + _STATUS_EVERY_S, True, (now_s, monitor.commands)
         line = f"{words!r}: step {step + 1}{self._of}, {state}{rate}, {statistics.chunks} decisions, {statistics.holds} holds{lost}"
-        print(f"\r{line[:140]:<140}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        try:
+            print(f"\r{line[:140]:<140}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        except OSError:  # A terminal that was closed, a full disk: no reason to stop a robot.
+            self._due_s, self._terminal = math.inf, False
 
     def end(self) -> None:
         if self._shown and self._terminal:

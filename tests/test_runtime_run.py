@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import os
 import re
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,3 +221,34 @@ def test_flags_of_the_loop_that_contradict_each_other(
     """Refused before anything moves, with exit code 2."""
     assert main(["run", str(point_bundle), *POINTS, "--task", "red", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As under nohup; and a thread changes no signals."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with run_module._stopped_by_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    seen = []
+
+    def elsewhere() -> None:
+        with run_module._stopped_by_signals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_a_terminal_that_is_gone_stops_no_robot(point_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status line is given up, the run is not."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert main(["run", str(point_bundle), *POINTS, "--task", "red", "--seed", "3", "--steps", "7"]) == 0
