@@ -1,12 +1,15 @@
 """The `actlet` command: one verb a stage. Stages are reached by name, so that `actlet --help` imports none of them.
 
-Exit codes: 0 done, 1 an error of actlet's own, 2 the caller can mend it (the message says how), 130 interrupted.
+Exit codes: 0 done, 1 an error of actlet's own, 2 the caller can mend it (the message says how), 130 interrupted, 141 nobody reads what is printed any more
+(as of a program that SIGPIPE ended: `actlet replay … | head`).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,19 +94,38 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose other end is closed; what would still be written to it is then dropped."""
+    try:
+        stdout, poll = sys.stdout.fileno(), select.poll()
+    except (AttributeError, OSError):  # There is no poll, or stdout is no file.
+        return False
+    poll.register(stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)  # Else the interpreter tries again at its end, and complains.
+    return True
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), None)
     try:
         arguments = _parser(verb if verb in VERBS else None).parse_args(argv)
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
     except CallerError as error:
         print(f"actlet {verb}: {error}", file=sys.stderr)
         return 2
     except ActletError as error:
         print(f"actlet {verb}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 141
     except KeyboardInterrupt:
         print(f"\nactlet {verb}: interrupted; nothing half-written was kept, run the same command to go on.", file=sys.stderr)
         return 130

@@ -123,3 +123,45 @@ def test_the_command_runs_as_a_module_and_its_help_imports_no_stage() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "usage: actlet" in done.stdout
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_enough_is_no_error(lines: int) -> None:
+    """`actlet … | head` ends without a traceback, also where all of it fits into a buffer; a pipe of another kind that breaks is an error."""
+    code = (
+        "import sys, types\n"
+        "from actlet import command_line\n"
+        "stage = types.ModuleType('stage')\n"
+        f"stage.run = lambda arguments: print('a line\\n' * {lines}) or 0\n"
+        "stage.add_arguments = lambda parser: None\n"
+        "sys.modules['stage'] = stage\n"
+        "command_line.VERBS['stage'] = ('stage', 'a stage')\n"
+        "sys.stdin.readline()\n"
+        "sys.exit(command_line.main(['stage']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdin.write("go\n")
+    process.stdin.close()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(60), said) == (141, "")
+
+
+def test_a_pipe_that_is_not_stdout_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What broke is something of the stage's."""
+    stage = types.ModuleType("stage")
+
+    def broken(arguments: object) -> int:
+        raise BrokenPipeError
+
+    stage.add_arguments, stage.run = lambda parser: None, broken  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stage", stage)
+    monkeypatch.setitem(VERBS, "stage", ("stage", "a stage"))
+    with pytest.raises(BrokenPipeError):
+        main(["stage"])
