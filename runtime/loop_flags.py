@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+from collections.abc import Callable
 
 from actlet.errors import CallerError
 from runtime.chunk_schedule import RULES, ScheduleConfig
@@ -14,6 +16,13 @@ __all__ = ["add_loop_flags", "cloud_of", "loop_config"]
 
 _DEFAULT = LoopConfig()
 _SAFE = FailsafeConfig()
+# Flags, whether a value fits, and what is expected: refused by the flag's own name, before a configuration is made of them.
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("steps", "replan_steps", "time_to_live_steps", "good_chunks"), lambda count: count >= 1, "1 or more"),
+    (("rate_hz", "command_rate_hz", "max_frame_age_s"), lambda value: 0 < value < math.inf, "a number above 0"),
+    (("hold_s", "wait_s", "ramp_s"), lambda time_s: 0 <= time_s < math.inf, "seconds, 0 or more"),
+    (("least_confidence",), lambda share: 0 <= share <= 1, "0 .. 1"),
+)
 
 
 def add_loop_flags(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +108,10 @@ def loop_config(arguments: argparse.Namespace) -> LoopConfig:
     Raises:
         CallerError: They contradict each other, or are out of range.
     """
+    for names, fits, expected in _RANGES:
+        for name in names:
+            if (value := getattr(arguments, name)) is not None and not fits(value):
+                raise CallerError(f"--{name.replace('_', '-')} {value}: expected {expected}.")
     cloud = cloud_of(arguments)
     if cloud is None and arguments.when_unsure not in ("slow", "hold"):
         raise CallerError(f"--when-unsure {arguments.when_unsure!r}: expected slow, hold, or the URL of a policy as in ws://10.0.0.2:8000.")

@@ -284,6 +284,8 @@ def run(arguments: argparse.Namespace) -> int:
     access = _access(arguments, arguments.policy)  # First: a wrong path should not take a simulator's start to be seen.
     if arguments.answer_timeout is not None and not 0 < arguments.answer_timeout < math.inf:
         raise CallerError(f"--answer-timeout {arguments.answer_timeout}: expected seconds above 0.")
+    if arguments.priority is not None and not 0 <= arguments.priority <= 99:
+        raise CallerError(f"--priority {arguments.priority}: expected 1 .. 99, or 0 for none.")
     options = {} if arguments.robot_config is None else {"robot_config": arguments.robot_config}
     robot = make_robot(arguments.robot, suite=arguments.suite, task=arguments.task, seed=arguments.seed, **options)
     is_simulated = getattr(robot, "virtual_time", False)
