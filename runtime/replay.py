@@ -47,6 +47,8 @@ examples:
   actlet replay runs/monday.mcap --compare bundles/int4             what another bundle would have answered
   actlet replay runs/monday.mcap --to-dataset data/monday           then: actlet distill --data data/table --rollouts data/monday ...
   actlet replay runs/monday.mcap --json --step 17 | jq .commands
+
+in the table "used 4.1 ms -1" is an answer that took 4.1 ms and is to what was seen one step before; "looked" was seen, and not asked about
 """
 
 
@@ -99,5 +101,6 @@ def _to_dataset(found: Recording, arguments: argparse.Namespace) -> None:
     provenance: dict[str, Any] = {"recorded": found.about["created"], "about": found.about["about"], "pictures": found.about["pictures"]}
     arguments.write_dataset(arguments.to_dataset, found.spec, episodes, provenance=provenance, overwrite=arguments.overwrite)
     steps = sum(len(episode.action) for episode in episodes)
-    left = len({command.step for command in found.commands}) - steps
-    print(f"{arguments.to_dataset}: {len(episodes)} episodes, {steps} steps; {left} steps of the run are not in it")
+    left = len({row.step for row in found.commands} | {row.step for row in found.observations}) - steps
+    count = f"{len(episodes)} episode{'s' if len(episodes) != 1 else ''}"
+    print(f"{arguments.to_dataset}: {count}, {steps} steps; {left} of the run's steps left out")

@@ -90,11 +90,13 @@ def summary_rows(run: Recording) -> list[tuple[str, str]]:
     steps = {row.step for row in run.commands} | {row.step for row in run.observations}
     success = {True: ", success", False: ", no success", None: ""}[result.get("success")]
     lost = ", ".join(f"{count} {kind}" for kind, count in run.lost.items() if count)
+    known = {key: value for key, value in about.items() if key != "instruction" and value is not None}
+    words = [str(value) if key == "policy" else f"{key} {value}" for key, value in known.items()]
     cameras = ", ".join(f"{camera.name} {camera.width}x{camera.height}" for camera in run.spec.observation.cameras)
     rows = [
         ("run", f"{run.path}, begun {run.about['created']}"),
         ("instruction", run.instruction or "none"),
-        ("policy", "  ".join(f"{key} {value}" for key, value in about.items() if key != "instruction" and value is not None) or "not said"),
+        ("policy", "  ".join(words) or "not said"),
         ("steps", f"{len(steps)} at {timing.rate_hz:g} Hz, {len(run.commands)} commands, {len(run.observations)} observations"),
         ("answers", ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "none"),
         ("cameras", f"{cameras}; {run.about['pictures']}, of {len(run.pictured_steps)} steps"),
@@ -108,12 +110,11 @@ def table_lines(run: Recording, steps: list[Step]) -> list[str]:
     """A table for the terminal: one line a command, and below it what was due, where that is something else."""
     names = run.spec.action.names
     widths = [max(9, len(name)) for name in names]
-    head = f"{'step':>6}  {'time [s]':>9}  {'state':<9}  {'seen':<7}  {'answer':<16}  {'':<4}"
+    answers = max([16, *(len(_answered(step)) for step in steps)])
+    head = f"{'step':>6}  {'time [s]':>9}  {'state':<9}  {'seen':<7}  {'answer':<{answers}}  {'':<4}"
     lines = [head + "".join(f" {name:>{width}}" for name, width in zip(names, widths, strict=True)) + "  limited"]
     for step in steps:
-        first = (
-            f"{step.step:>6}  {step.time_s:>9.3f}  {step.state.state if step.state else '?':<9}  {_seen(step):<7}  {_answered(step):<16}"
-        )
+        first = f"{step.step:>6}  {step.time_s:>9.3f}  {step.state.state if step.state else '?':<9}  {_seen(step):<7}  {_answered(step):<{answers}}"
         if not step.commands:
             lines.append(f"{first}  no command")
         for command in step.commands:
@@ -137,6 +138,7 @@ def _seen(step: Step) -> str:
 
 
 def _answered(step: Step) -> str:
+    """The verdict, how long the answer took, and how many steps before this one that was seen which it answers."""
     return ", ".join(
         f"{row.verdict} {1e3 * (row.finished_s - row.submitted_s):.1f} ms"
         + (f" -{step.step - row.observed_at}" if row.observed_at != step.step else "")

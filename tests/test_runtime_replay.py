@@ -214,6 +214,25 @@ def test_what_was_due_is_shown_where_it_was_not_sent(tmp_path: Path, tiny_spec: 
     assert lines[place + 3].strip() == "└ answer bad: it died"
 
 
+def test_two_answers_in_a_step_leave_the_columns_in_place(
+    tmp_path: Path, tiny_spec: PolicySpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The numbers of all steps stand below each other, whatever was answered."""
+    with FlightRecorder(tmp_path / "run.mcap", tiny_spec, about={"policy": "bundles/int8", "seed": 3}) as recorder:
+        for step in range(2):
+            for late in range(1 + step):
+                answer = Answer(observed_at=step - late, chunk=None, error="died", submitted_s=0.0, finished_s=0.1)
+                recorder.answered(step, 0.1 * step, answer, "bad", "it died")
+            recorder.commanded(step, step, 0.1 * step, None, [0.0, 0.05, 0.01, 1.0], 0)
+    assert main(["replay", str(tmp_path / "run.mcap")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    places = [line.index(" sent ") for line in lines if " sent " in line]
+    assert len(places) == 2
+    assert len(set(places)) == 1
+    assert any("bad 100.0 ms, bad 100.0 ms -1 " in line for line in lines)
+    assert "policy       bundles/int8  seed 3" in lines
+
+
 def test_json_has_everything_of_the_chosen_steps(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One document a step; a step that is not there is refused with those that are."""
     assert main(["replay", str(recorded), "--json", "--from", "3", "--to", "5"]) == 0
