@@ -169,5 +169,9 @@ def _refusal(url: str, access: RemoteAccess, error: Exception) -> Exception:
     if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
         given = "another token than the server's" if access.token else "no token"
         return CallerError(f"{url}: refused, {given} was given. Give the server's with --token-file, or in {TOKEN_VARIABLE}.")
-    what = str(error) or type(error).__name__
-    return RemoteError(f"{url} cannot be reached: {what}. Is the server running, as in: actlet serve bundles/int8 ?")
+    what, hint = str(error) or type(error).__name__, "Is the server running, as in: actlet serve bundles/int8 ?"
+    if isinstance(error, ssl.SSLError):
+        hint = "Does the server have a certificate (--tls-certificate)? Without one its address begins with ws://."
+    elif type(error).__name__ == "InvalidMessage":  # Of websockets: there is somebody, who does not speak HTTP.
+        hint = "Does the server have a certificate (--tls-certificate)? Then its address begins with wss://."
+    return RemoteError(f"{url} cannot be reached: {what}. {hint}")

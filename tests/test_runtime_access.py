@@ -124,6 +124,14 @@ def test_tls_and_token_on_a_wire(wire: str, pem: Certificates, other: Certificat
         assert server.answered == answered
 
 
+def test_ws_for_wss_and_the_other_way_round_are_told_apart(pem: Certificates) -> None:
+    """The server runs: whoever took the wrong one is told of the other."""
+    with PolicyServer(Echo(), ANY_PORT, access=pem.server()) as server, pytest.raises(RemoteError, match="begins with wss://"):
+        RemotePolicy(server.url.replace("wss", "ws"), access=RemoteAccess(token=TOKEN), **PATIENT)
+    with PolicyServer(Echo(), ANY_PORT) as server, pytest.raises(RemoteError, match="begins with ws://"):
+        RemotePolicy(server.url.replace("ws", "wss"), access=RemoteAccess(tls_ca=pem.authority), **PATIENT)
+
+
 def test_the_health_check_needs_no_token(pem: Certificates) -> None:
     """Whatever watches a service knows no secrets; two tokens at once are none."""
     with PolicyServer(Echo(), ANY_PORT, access=ServerAccess(token=TOKEN)) as server:
