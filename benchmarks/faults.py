@@ -159,8 +159,9 @@ def faults_text(document: dict[str, Any]) -> str:
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in part["outcomes"].items())
         lines.append(f"{name + ' bundles':<34}{part['tried']:>9} tried  {part['accepted']} accepted ({outcomes})")
     for row in document.get("faults", ()):
+        ends = ", ".join(f"{count} {end}" for end, count in row["ends"].items())
         lines.append(
-            f"{row['class']:<34}{row['injected']:>9} faults  {row['unsafe']} unsafe  {row['crashes']} crashes  {row['commands']} commands  {row['ends']}"
+            f"{row['class']:<34}{row['injected']:>9} faults  {row['unsafe']} unsafe  {row['crashes']} crashes  {row['commands']} commands; runs ended by: {ends}"
         )
     if found := document.get("soak"):
         lines.append(
@@ -170,8 +171,9 @@ def faults_text(document: dict[str, Any]) -> str:
     if found := document.get("failsafe"):
         lines.append(f"{'failsafe':<34}{found['sequences']:>9} histories  {found['broken']} broken  {found['events']} events")
     for row in document.get("fuzz", ()):
+        first = f": {row['first'][0]}" if row["first"] else ""
         lines.append(
-            f"{row['decoder']:<34}{row['messages']:>9} messages  {row['read']} read  {row['refused']} refused  {row['undeclared']} undeclared {row['first'][:1]}"
+            f"{row['decoder']:<34}{row['messages']:>9} messages  {row['read']} read  {row['refused']} refused  {row['undeclared']} undeclared{first}"
         )
     for row in _rows(document.get("processes")):
         during, elsewhere = (f"{row[f'missed_{when}']} of {row[f'periods_{when}']}" for when in ("during", "elsewhere"))

@@ -202,6 +202,8 @@ def test_the_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr().out
     assert "memory grew by" in printed
     assert "artifacts: left out (no bundle was given)" in printed
+    assert "; runs ended by: " in printed
+    assert not any("{" in line or "[" in line for line in printed.splitlines()[:-1])
     assert json.loads(printed.splitlines()[-1]) == document
     assert what_is_wrong(document) == []
 
