@@ -268,7 +268,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """\
 examples:
   actlet run bundles/int8 --task put --seed 7                       one simulated episode, as fast as possible
-  actlet run bundles/int8 --task put --seed 7 --realtime            the same at the robot's rate, policy in a thread
+  actlet run bundles/int8 --task put --seed 7 --realtime            the same at the robot's rate, policy in processes of its own
   actlet run bundles/int8 --robot my_arm:make_robot --instruction "lift the red block"
   actlet run bundles/int8 --robot my_arm:make_robot --command-rate-hz 500 --schedule receding
   actlet run bundles/int8 --robot runtime.robots.lerobot:make_robot --robot-config my_so101.json --instruction "lift the red block"
@@ -454,12 +454,16 @@ def _rows(robot: Robot, result: LoopResult) -> list[tuple[str, str]]:
         ("success", "unknown" if success is None else "yes" if success else "no"),
         ("stopped by", f"{result.stopped_by} ({result.message})"),
         ("steps", f"{data['ticks']} in {data['elapsed_s']:.1f} s{rate(data['ticks_per_s'])}; {data['missed_deadlines']} missed"),
-        *([("commands", f"{commands}; {data['missed_commands']} missed")] if commands > data["ticks"] else []),
+        *(
+            [("commands", f"{data['sent']} sent in {commands} periods; {data['missed_commands']} missed")]
+            if commands > data["ticks"]
+            else []
+        ),
         (
             "decisions",
             f"{data['chunks']}{rate(data['decisions_per_s'])}; {data['bad_chunks']} bad, {data['late_chunks']} late"
             + (f"; {unsure} steps unsure" if unsure else "")
-            + (f"; {data['used_elsewhere']} of {data['asked_elsewhere']} asked elsewhere" if data["asked_elsewhere"] else ""),
+            + (f"; {data['asked_elsewhere']} asked elsewhere, {data['used_elsewhere']} in time" if data["asked_elsewhere"] else ""),
         ),
         ("decision [ms]", milliseconds(latency)),
         ("action age [ms]", milliseconds(age)),

@@ -254,3 +254,18 @@ def test_a_terminal_that_is_gone_stops_no_robot(point_bundle: Path, monkeypatch:
 
     monkeypatch.setattr(sys, "stderr", Gone())
     assert main(["run", str(point_bundle), *POINTS, "--task", "red", "--seed", "3", "--steps", "7"]) == 0
+
+
+def test_more_commands_than_steps_are_counted_apart(
+    point_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was sent, of how many periods there were."""
+
+    def brisk(*arguments: object, **options: object) -> Robot:
+        robot = make_robot(*arguments, **options)  # type: ignore[arg-type]
+        robot.command_rate_hz = 4 * robot.rate_hz  # type: ignore[attr-defined]
+        return robot
+
+    monkeypatch.setattr(run_module, "make_robot", brisk)
+    assert main(["run", str(point_bundle), *POINTS, "--task", "red", "--seed", "3", "--steps", "3"]) == 0
+    assert re.search(r"commands +12 sent in 12 periods; 0 missed\n", capsys.readouterr().out)
