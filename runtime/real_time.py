@@ -63,7 +63,7 @@ def take_real_time(wanted: RealTime) -> list[str]:
     if wanted.out_of_memory_score is not None and (words := set_out_of_memory_score(wanted.out_of_memory_score)):
         refused.append(
             f"protection when memory runs out: {words}: the kernel may take this process first. "
-            "Run: sudo choom -n -900 -p PID   # or, in a systemd unit: OOMScoreAdjust=-900"
+            f"Run: sudo choom -n -900 -p {os.getpid()}   # while it runs; or, in a systemd unit: OOMScoreAdjust=-900"
         )
     if wanted.quiet_collector:
         gc.collect()

@@ -312,7 +312,7 @@ def run(arguments: argparse.Namespace) -> int:
     with watched:
         if realtime and priority:
             for refused in take_real_time(RealTime(priority=priority, quiet_collector=True, out_of_memory_score=-900)):
-                print(f"not in real time: {refused}", file=sys.stderr)
+                print(f"not permitted: {refused}", file=sys.stderr)
         status = _StatusLine(robot, arguments.instruction, arguments.steps, watched)
         with _stopped_by_signals() as buttons:
             result = run_policy(
