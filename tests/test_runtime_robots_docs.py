@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import TINY_SPEC
 
 from actlet.command_line import main
 from actlet.protocols import Robot
-from actlet.specs import PolicySpec, TimingSpec
+from actlet.specs import ActionSpec, PolicySpec, TimingSpec, require_same
 from runtime.robots.lerobot_config import LeRobotConfig
 from runtime.robots.ros2_config import Ros2Config
 from runtime.run import make_robot
@@ -45,6 +48,22 @@ def test_the_class_runs_as_it_stands(
     assert len(lines) <= 20
 
 
+def test_a_specification_is_taken_from_a_bundle(
+    tmp_path: Path, make_tiny_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a bundle with the table's actions: what is added to it fits, and is no difference."""
+    names, units = ("terminate", "dx", "dy", "dz", "drx", "dry", "drz", "gripper"), ("1", *"mmm", *("rad",) * 3, "1")
+    kinds, hold = ("binary", *("continuous",) * 6, "binary"), (*("zero",) * 7, "last")
+    action = ActionSpec(names=names, units=units, kinds=kinds, low=(0, *(-0.3,) * 6, 0), high=(1, *(0.3,) * 6, 1), frame="base", hold=hold)
+    make_tiny_bundle(tmp_path / "bundles" / "int8", spec=dataclasses.replace(TINY_SPEC, action=action))
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(compile(PYTHON[1], "my_arm.py", "exec"), made)
+    require_same(action, made["MyArm"].action_spec, what="the bundle's and the robot's action")
+    limited = [name for name, motion in zip(names, made["MyArm"].action_spec.motion, strict=True) if motion is not None]
+    assert limited == ["dx", "dy", "dz", "drx", "dry", "drz"]
+
+
 def test_the_files_are_configurations() -> None:
     """Read as `actlet run` reads them, and every key that they show is known."""
     lerobot, ros = (json.loads(text) for text in FILES)
@@ -54,5 +73,5 @@ def test_the_files_are_configurations() -> None:
 
 def test_the_factory_is_python() -> None:
     """What it makes is compared with the file where LeRobot is named (test_runtime_robots_lerobot.py)."""
-    compile(PYTHON[1], "my_so101.py", "exec")
-    assert len(PYTHON) == len(FILES) == 2
+    compile(PYTHON[2], "my_so101.py", "exec")
+    assert (len(PYTHON), len(FILES)) == (3, 2)
