@@ -113,7 +113,7 @@ def measure_generalisation(
         suite = make_suite(AXES[axis])
         for task in config.tasks or ():
             if task not in suite.tasks:
-                raise UnknownNameError(f"task of suite {suite.name!r}", task, suite.tasks)
+                raise UnknownNameError(f"task of suite {suite.name!r}:", task, suite.tasks)
     episodes = {contender.name: {axis: run(contender, axis) for axis in config.axes} for contender in contenders}
     return {
         "date": utc_now(),

@@ -94,7 +94,7 @@ def collect(
     names = tuple(tasks) if tasks else suite.tasks
     for name in names:
         if name not in suite.tasks:
-            raise UnknownNameError(f"task of suite {suite.name!r}", name, suite.tasks)
+            raise UnknownNameError(f"task of suite {suite.name!r}:", name, suite.tasks)
     if len(set(names)) < len(names):
         raise DatasetError(f"tasks {list(names)}: one is named twice, and a scene is recorded once with each. Name it once.")
     noise = noise or PerturbationConfig()

@@ -179,7 +179,7 @@ def _run(
     names = suite.tasks if tasks is None else tuple(tasks)
     for name in names:
         if name not in suite.tasks:
-            raise UnknownNameError(f"task of suite {suite_name!r}", name, suite.tasks)
+            raise UnknownNameError(f"task of suite {suite_name!r}:", name, suite.tasks)
     seeds = [int(seed) for seed in seeds]
     repeated = [seed for seed, times in Counter(seeds).items() if times > 1]
     if not names or repeated or (seeds and min(seeds) < 0):

@@ -53,7 +53,7 @@ class TaskSuite:
             UnknownNameError: The suite has no task of this name.
         """
         if task not in self.tasks:
-            raise UnknownNameError(f"task of suite {self.name!r}", task, self.tasks)
+            raise UnknownNameError(f"task of suite {self.name!r}:", task, self.tasks)
         return self.factory(task)
 
 
