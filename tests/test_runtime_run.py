@@ -17,6 +17,7 @@ import pytest
 
 from actlet.command_line import main
 from actlet.errors import CallerError, SpecError, UnknownNameError
+from actlet.protocols import Robot
 from runtime import run as run_module
 from runtime.control_loop import LoopConfig, drive
 from runtime.policy import BundlePolicy
