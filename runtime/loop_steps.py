@@ -251,7 +251,10 @@ class LoopSteps:
 
     def _use_answer(self, step: int) -> None:
         """A new chunk counts between two steps too."""
-        if self._judge.must_end or not self._talk.take(step, self._now(step)) or self._judge.state is not State.RUN:
+        runs = self._judge.state is State.RUN
+        # What holds can make something of it at the next step; a chunk that is counted from its arrival would lose its first action else.
+        first = step if runs or self._config.schedule.rule != "open" else step + 1
+        if self._judge.must_end or not self._talk.take(first, self._now(step)) or not runs:
             return
         due = self._talk.due(step)
         if due is None or not self._planned or self._talk.is_held_back(due):

@@ -11,7 +11,7 @@ from test_runtime_command_rate import After, Arm, Clock, Script, arm_spec, reach
 from actlet.specs import ActionSpec, MotionLimits, PolicySpec
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.control_loop import LoopConfig, drive
-from runtime.failsafe import StopButtons
+from runtime.failsafe import FailsafeConfig, StopButtons
 
 
 def moving_spec(tiny_spec: PolicySpec, *, motion: tuple[object, ...] | None = None) -> PolicySpec:
@@ -166,3 +166,14 @@ def test_no_wake_up_is_counted_as_early(tiny_spec: PolicySpec) -> None:
     clock.sleep = sleep_through_a_jump
     result = run(Arm(spec, clock, 50.0), Script(spec, reach(0.5)), LoopConfig(max_steps=30))
     assert min(result.statistics.lateness_s) > -1e-9
+
+
+@pytest.mark.parametrize("hz", [10.0, 200.0, 1000.0])
+def test_a_chunk_that_comes_while_it_holds_loses_no_action(tiny_spec: PolicySpec, hz: float) -> None:
+    """Open loop, three actions of a chunk and then a pause in HOLD: the next chunk comes in the middle of a step, and its first action is for the next."""
+    spec = arm_spec(tiny_spec, limited=False)
+    arm = Arm(spec, Clock(), hz)
+    config = LoopConfig(max_steps=60, schedule=ScheduleConfig(rule="open"), failsafe=FailsafeConfig(good_chunks=1))
+    counted = run(arm, Script(spec, reach(0.3)), config).statistics
+    assert counted.state_ticks == {"HOLD": 15, "RUN": 45}
+    assert sum(command[2] for command in arm.commands) == pytest.approx(0.45)
