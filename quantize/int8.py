@@ -68,7 +68,8 @@ class Int8Config:
     min_weights: int = INT8_MIN_WEIGHTS
     """Nodes with fewer weights stay float, such as the layer of the state: converting their inputs costs more than they do."""
     min_matrix: int = INT8_MIN_MATRIX
-    """The same of matrices, which are multiplied once, where filters are at every place; `min_weights` where that is more."""
+    """The same of matrices, which are multiplied once, where filters are at every place; `min_weights` where that is more, and in a network that has
+    nothing larger: it is as small as it was asked to be, and whether it is slower, the audit says."""
     min_channels: int = MIN_CHANNELS
     """Convolutions of fewer input channels stay float, unless they read a camera's bytes: there are too few products to gain time, and
     rounding a picture costs more accuracy than all other values together (2 dB). So do products of fewer inputs or outputs, such as the
@@ -172,15 +173,18 @@ def _cameras(graph: Graph, config: Int8Config) -> dict[str, CameraInput]:
 def _choose(graph: Graph, config: Int8Config, cameras: Mapping[str, CameraInput]) -> list[str]:
     nodes = graph.weight_nodes_by_name(config.exclude)
     shapes = {name: graph.constant(node.input[1]).shape for name, node in nodes.items()}
-    chosen = []
+    chosen: list[str] = []
+    small: list[str] = []
     for name, node in nodes.items():
         # A stack of matrices has no single channel axis; in a student it is the table of bins, where an error is an action's.
         plain = len(shapes[name]) == (4 if node.op_type == "Conv" else 2)
         channels = shapes[name][1] if node.op_type == "Conv" else min(shapes[name])
         wide = channels >= config.min_channels or name in cameras
-        least = config.min_weights if node.op_type == "Conv" else max(config.min_weights, config.min_matrix)
-        if name not in config.exclude and plain and wide and np.prod(shapes[name]) >= least:
-            chosen.append(name)
+        if name in config.exclude or not plain or not wide or np.prod(shapes[name]) < config.min_weights:
+            continue
+        is_small = node.op_type != "Conv" and np.prod(shapes[name]) < config.min_matrix
+        (small if is_small else chosen).append(name)
+    chosen = chosen or small
     if not chosen:
         raise QuantizationError(
             f"nothing to quantize: of {len(nodes)} nodes with weights, {len(config.exclude)} are excluded and the rest have fewer than "

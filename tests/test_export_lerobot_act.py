@@ -175,7 +175,9 @@ def test_the_bundle_answers_as_lerobot_did(
     if name == "two_cameras":
         report = quantize_bundle(tmp_path / "act", tmp_path / "int8", scheme=scheme("int8"), data=dataset.path, allow_slower=True)
         assert report.error.mean < 0.1
-        assert sum(node.executed == "int8" for node in read_manifest(tmp_path / "int8").nodes) > 40
+        assert (
+            sum(node.executed == "int8" for node in read_manifest(tmp_path / "int8").nodes) >= 40
+        )  # Matrices under 4,096 weights are not.
 
 
 def test_a_checkpoint_is_recognised(recorded: Callable[[str], Recorded], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

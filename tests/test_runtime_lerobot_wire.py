@@ -30,7 +30,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load, save  # the original
 
 from actlet.errors import ObservationError, RemoteError, SpecError
-from benchmarks.faults import damage
+from benchmarks.fault_messages import damage
 from runtime.wires.lerobot import (
     PIECE_BYTES,
     PolicySetup,

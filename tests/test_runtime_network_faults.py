@@ -21,6 +21,7 @@ from actlet.protocols import ActionChunk, Observation
 from actlet.specs import ActionSpec, CameraSpec, ObservationSpec, PolicySpec, TimingSpec
 from runtime.access import RemoteAccess, ServerAccess
 from runtime.chunk_schedule import ScheduleConfig
+from runtime.control_loop import LoopConfig
 from runtime.failsafe import FailsafeConfig
 from runtime.inference_process import InferenceProcess
 from runtime.inference_worker import WorkerConfig
@@ -196,7 +197,9 @@ def test_a_robot_outlives_its_network(where: str, pem: Certificates, tmp_path: P
 
         def run() -> None:
             limits = FailsafeConfig(hold_s=PATIENCE_S, wait_s=PATIENCE_S, max_gap_s=PATIENCE_S)
-            results.append(run_policy(policy, robot, realtime=True, failsafe=limits, schedule=ScheduleConfig(blend_steps=0)))
+            results.append(
+                run_policy(policy, robot, realtime=True, config=LoopConfig(failsafe=limits, schedule=ScheduleConfig(blend_steps=0)))
+            )
 
         running = threading.Thread(target=run)
         running.start()
