@@ -88,7 +88,7 @@ def test_the_pace_follows_from_robot_and_policy(
         (["--task", "rde"], "unknown task of suite .* 'rde'. Did you mean 'red'?"),
         ([], "which task of suite .*Say --task with one of: red"),
         (["--task", "red", "--seed", "-1"], "seed -1: expected 0 or more"),
-        (["--task", "red", "--steps", "0"], "expected counts of at least 1"),
+        (["--task", "red", "--steps", "0"], "--steps 0: expected 1 or more"),
         (["--task", "red", "--threads", "0"], "session: 0 threads"),
         (["--task", "red", "--blend-steps", "-1"], "blend_steps -1"),
         (["--task", "red", "--instruction", " "], "no instruction: say what to do"),
@@ -164,10 +164,14 @@ def test_who_ends_the_program_stops_the_robot_first(
     monkeypatch.setenv(lean_robot.BUNDLE, str(tiny_bundle))
     monkeypatch.setattr(lean_robot, "LeanRobot", Arm)
     flags = ["--robot", "lean_robot:make_robot", "--inference", "thread", "--priority", "0", "--steps", "600"]
-    assert main(["run", str(tiny_bundle), *flags]) == 130
+    before = signal.signal(number, signal.SIG_DFL)  # Under nohup it is ignored.
+    try:
+        assert main(["run", str(tiny_bundle), *flags]) == 130
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert ended == ["signal", "disconnected"]
     assert "interrupted (the operator pressed operator stop" in capsys.readouterr().out
-    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_failed_run_exits_with_1(point_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
