@@ -118,7 +118,6 @@ class LoopSteps:
         self._holds_in_a_row = 0
         self._used = -1  # Step of the newest observation that a command was made of.
         self._told: Verdict | None = None  # The last one that the journal was told of.
-        self._last: NDArray[np.float32] | list[float] | None = None
 
     def run(self) -> None:
         """Steps until a `Stop`."""

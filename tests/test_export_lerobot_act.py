@@ -173,11 +173,12 @@ def test_the_bundle_answers_as_lerobot_did(
     chunks = policy.predict(observations, ["put"] * len(observations))
     checkpoint.assert_same(np.stack([chunk.actions for chunk in chunks]))
     if name == "two_cameras":
-        report = quantize_bundle(tmp_path / "act", tmp_path / "int8", scheme=scheme("int8"), data=dataset.path, allow_slower=True)
+        way = scheme("int8")
+        assert way.int8 is not None
+        way = dataclasses.replace(way, int8=dataclasses.replace(way.int8, min_matrix=1))  # This network is a small one of its kind.
+        report = quantize_bundle(tmp_path / "act", tmp_path / "int8", scheme=way, data=dataset.path, allow_slower=True)
         assert report.error.mean < 0.1
-        assert (
-            sum(node.executed == "int8" for node in read_manifest(tmp_path / "int8").nodes) >= 40
-        )  # Matrices under 4,096 weights are not.
+        assert sum(node.executed == "int8" for node in read_manifest(tmp_path / "int8").nodes) > 40
 
 
 def test_a_checkpoint_is_recognised(recorded: Callable[[str], Recorded], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
