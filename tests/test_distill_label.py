@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -241,7 +242,7 @@ def test_a_teacher_for_another_robot_is_refused(data: Path, tmp_path: Path) -> N
     """Before a folder is begun."""
     other = type(ONE_STEP)(
         observation=point_reach.OBSERVATION,
-        action=type(point_reach.ACTION)(**{**vars(point_reach.ACTION), "frame": "tool"}),
+        action=dataclasses.replace(point_reach.ACTION, frame="tool"),
         timing=ONE_STEP.timing,
     )
     (tmp_path / "teacher").mkdir()

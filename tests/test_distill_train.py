@@ -260,7 +260,7 @@ def test_a_teacher_for_another_robot_is_refused(data: Path, tmp_path: Path) -> N
     """The message names what differs."""
     other = PolicySpec(
         observation=point_reach.OBSERVATION,
-        action=type(point_reach.ACTION)(**{**vars(point_reach.ACTION), "frame": "tool"}),
+        action=dataclasses.replace(point_reach.ACTION, frame="tool"),
         timing=ONE_STEP.timing,
     )
     save_teacher(
