@@ -13,6 +13,9 @@ acceleration that is allowed, and whose acceleration is the jerk. Where `motion`
 **Standing still** (`plan(..., holds=True)`): displacements and velocities follow the plan, which says zero; positions come to rest as soon as the
 limits allow and stay there, not where the policy wanted them.
 
+**Ahead of time** (`prepare`): a command can be made before its tick, so that it only has to be handed over then; a plan that comes meanwhile, or a tick
+that is left out, takes it back, and what is sent is what would have been sent without.
+
 A command is smoothed over N ticks where the jerk is limited, and late by `delay_s`; so the plan is read that much ahead of time, as far as it
 goes, and the robot is on time.
 """
@@ -21,6 +24,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from actlet.errors import SpecError
 from actlet.specs import ActionSpec, MotionLimits
@@ -91,6 +97,7 @@ class CommandTicks:
         self._stand: dict[int, float] | None = None  # Position -> where it rests, while it holds.
         self._per_step = {i: 1.0 if spec.units[i].endswith("/s") else tick_hz / step_hz for i in continuous if spec.hold[i] == "zero"}
         self._last = [float("nan")] * spec.dim
+        self._ready: tuple[int, NDArray[np.float64], list[float]] | None = None  # A tick, its command, and the command before.
         if start is not None:
             self._last = [0.0 if i in self._per_step else value for i, value in enumerate(start)]
 
@@ -124,6 +131,7 @@ class CommandTicks:
             commands: (n, A) finite and in range, one for each step; the last one goes on if nothing else comes.
             holds: Nothing may move on: positions come to rest where they are.
         """
+        self._take_back()
         rows = [
             Rows(now=now, after=after, before=before, later=later)
             for before, now, after, later in zip(
@@ -159,10 +167,33 @@ class CommandTicks:
     @property
     def moving(self) -> dict[int, float]:
         """Velocity's or displacement's dimension -> the command of a step that moves it as the last tick did; empty before the first."""
+        self._take_back()
         return {i: self._last[i] * ticks for i, ticks in self._per_step.items() if not math.isnan(self._last[i])}
 
-    def at(self, tick: int) -> list[float]:
-        """(A,) what to send at a tick; after `plan`, once for each tick, in order. A tick may be left out: it is not made up."""
+    def prepare(self, tick: int) -> None:
+        """Make the command of the next tick ahead of its time; after `plan`."""
+        self._take_back()
+        before = self._last
+        self._ready = (tick, self._make(tick), before)
+
+    def at(self, tick: int) -> NDArray[np.float64]:
+        """float64 (A,), what to send at a tick; after `plan`, once for each tick, in order. A tick may be left out: it is not made up."""
+        ready = self._ready
+        if ready is not None and ready[0] == tick:
+            self._ready = None
+            return ready[1]
+        self._take_back()
+        return self._make(tick)
+
+    def _take_back(self) -> None:
+        """What was made ahead of its time is not sent."""
+        if self._ready is not None:
+            _, _, self._last = self._ready
+            self._ready = None
+            if self._limiter is not None:
+                self._limiter.take_back()
+
+    def _make(self, tick: int) -> NDArray[np.float64]:
         rows, step = self._rows, self._step
         index = self._resampler.step_of(tick + self._ahead) - step
         command = self._resampler.at(tick + self._ahead, rows[index if index < len(rows) else -1])
@@ -181,11 +212,12 @@ class CommandTicks:
             for i, value in zip(self._limited, limited, strict=True):
                 command[i] = value
         self._last = command
-        return command
+        return np.array(command)
 
     @property
     def at_rest(self) -> bool:
         """Whether the limits have nothing left to bring to rest."""
+        self._take_back()
         return self._limiter is None or self._limiter.at_rest
 
     @property

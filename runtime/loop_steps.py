@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,7 @@ class LoopSteps:
         self._commanded = -1  # The last step that was gone through to its command.
         self._tick = 0  # The next one to be run.
         self._due: DueAction | None = None
+        self._coming: tuple[int, DueAction | None] = (-1, None)  # A step that begins with the next tick, and what is due at it.
         self._planned = False  # There is a command for the ticks of this step.
         self._known_to = 0  # The step up to which the plan has actions of the policy.
         self._limited = 0  # Values that were clipped or slowed in it.
@@ -161,7 +163,7 @@ class LoopSteps:
         if self._config.realtime and due_s > 0:  # Not before its time.
             self._sleep(min(due_s, self._tick_s))
         for _ in range(1 + math.ceil(self._ticks.stopping_s / self._tick_s)):
-            self._robot.send_action(np.array(self._ticks.at(self._tick)))
+            self._robot.send_action(self._ticks.at(self._tick))  # type: ignore[arg-type]  # Ticks are in doubles.
             self._tick += 1
             if self._ticks.at_rest:
                 break
@@ -171,8 +173,8 @@ class LoopSteps:
     def _step(self, step: int) -> int:
         """One control step to its first command; returns its number, which is a later one when an inline policy or a slow camera took longer than a
         period."""
+        is_sent = self._brisk and not (self._buttons.pressed or self._interrupted) and self._send_as_planned(step)
         self._heed_operator()
-        is_sent = self._brisk and self._send_as_planned(step)
         if not self._judge.must_end:
             self._talk.take(step, self._now(step))
             if self._asks_first:
@@ -211,6 +213,7 @@ class LoopSteps:
         if self._ticks is None:
             return self._wait(step) if self._config.realtime else step + 1
         end = self._ticks.first_tick(step + 1)
+        self._prepare(step)
         while True:
             self._tick = self._wait(self._tick - 1) if self._config.realtime else self._tick
             if self._tick >= end:
@@ -223,6 +226,7 @@ class LoopSteps:
             self._use_answer(step)
             if not self._brisk:
                 self._send(step, None)
+            self._prepare(step)
 
     def _send_as_planned(self, step: int) -> bool:
         """The first command of a step before it is judged, if all is well and the step before knew what is due; whether it was sent."""
@@ -231,11 +235,22 @@ class LoopSteps:
             return False
         if self._judge.state is not State.RUN or self._judge.active:
             return False
-        if (due := self._talk.due(step)) is None or self._talk.is_held_back(due):
+        prepared, due = self._coming
+        if prepared != step:
+            due = self._talk.due(step)
+        if due is None or self._talk.is_held_back(due):
             return False
         self._due = due
         self._send(step, None)
         return True
+
+    def _prepare(self, step: int) -> None:
+        """After a command, in the rest of its period: the next one, as it will be if nothing comes between."""
+        if self._ticks is None or not self._brisk or not self._planned:
+            return
+        self._ticks.prepare(self._tick)
+        if self._tick >= self._ticks.first_tick(step + 1) and step + 1 < self._known_to:
+            self._coming = step + 1, self._talk.due(step + 1)
 
     def _heed_between(self, step: int) -> None:
         """A button, or a robot that does not listen, counts between two steps too."""
@@ -367,7 +382,7 @@ class LoopSteps:
     def _send(self, step: int, command: NDArray[np.float32] | None) -> None:
         """Hand a tick's command to the robot, if there is one: what the ticks make of the plan, or this step's."""
         ticks, tick, counted = self._ticks, self._tick, self._statistics
-        sent: NDArray[np.float32] | list[float] | None = command
+        sent: NDArray[Any] | None = command
         if ticks is not None:
             sent = ticks.at(tick) if self._planned else None
             self._tick = tick + 1
@@ -375,7 +390,7 @@ class LoopSteps:
         if sent is None:
             return
         try:
-            self._robot.send_action(sent if ticks is None else np.array(sent))  # type: ignore[arg-type]
+            self._robot.send_action(sent)
         except Exception as error:
             refused, verdict = f"command refused ({type(error).__name__}: {error})", self._judge.verdict
             if verdict.state >= State.RAMP:  # Nothing can be brought to rest that does not listen.

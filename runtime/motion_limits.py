@@ -127,6 +127,14 @@ class MotionLimiter:
         self._oldest = 0
         self._sums = [position * self.window for position in self._positions]
         self._still_ticks = self.window
+        self._before = (
+            self._positions,
+            self._velocities,
+            self._sums,
+            self._oldest,
+            self._still_ticks,
+            self._positions,
+        )  # Of the last command.
 
     @property
     def at_rest(self) -> bool:
@@ -209,9 +217,15 @@ class MotionLimiter:
         positions = [position + velocity for position, velocity in zip(self._positions, velocities, strict=True)]
         return self._advance(positions, velocities)
 
+    def take_back(self) -> None:
+        """Forget the last command: it was not sent, and everything is as if it had not been asked for. Once after a `step` or `brake`."""
+        self._positions, self._velocities, self._sums, self._oldest, self._still_ticks, gone = self._before
+        self._past[self._oldest] = gone
+
     def _advance(self, positions: list[float], velocities: list[float]) -> list[float]:
         oldest = self._oldest
         gone = self._past[oldest]
+        self._before = (self._positions, self._velocities, self._sums, oldest, self._still_ticks, gone)
         self._past[oldest] = positions
         self._oldest = oldest + 1 if oldest + 1 < self.window else 0
         self._positions, self._velocities = positions, velocities

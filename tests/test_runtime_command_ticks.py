@@ -120,6 +120,27 @@ def test_no_plan_makes_a_tick_break_a_limit(step_hz: float, tick_hz: float) -> N
         assert set(found[:, 3]) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("spec", [SPEC, LIMITED], ids=["free", "limited"])
+def test_a_command_made_ahead_of_its_time_is_the_one_that_would_have_been(spec: ActionSpec) -> None:
+    """Plans come after it was made, ticks are left out, questions are asked between: bit by bit what is sent without making anything ahead."""
+    rng = np.random.default_rng(11)
+    for _ in range(40):
+        start = [float(rng.uniform(-3, 3)), 0.0, 0.0, 0.0]
+        late, early = (CommandTicks(spec, step_hz=20, tick_hz=500, start=start) for _ in range(2))
+        tick = 0
+        for _ in range(300):
+            if tick == 0 or rng.random() < 0.1:
+                plan, holds = rng.uniform(SPEC.low, SPEC.high, (int(rng.integers(1, 4)), 4)).tolist(), bool(rng.random() < 0.2)
+                for ticks in (late, early):
+                    ticks.plan(ticks.step_of(tick), plan, holds=holds)
+            np.testing.assert_array_equal(early.at(tick), late.at(tick))
+            for _ in range(int(rng.integers(0, 3))):
+                early.prepare(tick + 1)
+            if rng.random() < 0.1:
+                assert (early.moving, early.at_rest, early.standing) == (late.moving, late.at_rest, late.standing)
+            tick += 1 + int(rng.random() < 0.05)
+
+
 def test_chunks_that_follow_each_other_make_no_jump() -> None:
     """Three hundred random schedules of two chunks that have nothing to do with each other: at the seam as everywhere, nothing is faster than allowed."""
     rng = np.random.default_rng(5)
