@@ -97,9 +97,10 @@ class CommandTicks:
         self._stand: dict[int, float] | None = None  # Position -> where it rests, while it holds.
         self._per_step = {i: 1.0 if spec.units[i].endswith("/s") else tick_hz / step_hz for i in continuous if spec.hold[i] == "zero"}
         self._last = [float("nan")] * spec.dim
-        self._ready: tuple[int, NDArray[np.float64], list[float]] | None = None  # A tick, its command, and the command before.
+        self._before_last = self._last
+        self._ready: tuple[int, NDArray[np.float64]] | None = None  # A tick and its command, made ahead of its time.
         if start is not None:
-            self._last = [0.0 if i in self._per_step else value for i, value in enumerate(start)]
+            self._last = self._before_last = [0.0 if i in self._per_step else value for i, value in enumerate(start)]
 
     def _range(self, spec: ActionSpec, i: int, motion: MotionLimits, ticks: int) -> tuple[float, float, MotionLimits]:
         """Smallest and largest value of a tick, and its limits as those of a position."""
@@ -131,7 +132,7 @@ class CommandTicks:
             commands: (n, A) finite and in range, one for each step; the last one goes on if nothing else comes.
             holds: Nothing may move on: positions come to rest where they are.
         """
-        self._take_back()
+        self._drop_ready()
         rows = [
             Rows(now=now, after=after, before=before, later=later)
             for before, now, after, later in zip(
@@ -167,14 +168,13 @@ class CommandTicks:
     @property
     def moving(self) -> dict[int, float]:
         """Velocity's or displacement's dimension -> the command of a step that moves it as the last tick did; empty before the first."""
-        self._take_back()
+        self._drop_ready()
         return {i: self._last[i] * ticks for i, ticks in self._per_step.items() if not math.isnan(self._last[i])}
 
     def prepare(self, tick: int) -> None:
         """Make the command of the next tick ahead of its time; after `plan`."""
-        self._take_back()
-        before = self._last
-        self._ready = (tick, self._make(tick), before)
+        self._drop_ready()
+        self._ready = (tick, self._make(tick))
 
     def at(self, tick: int) -> NDArray[np.float64]:
         """float64 (A,), what to send at a tick; after `plan`, once for each tick, in order. A tick may be left out: it is not made up."""
@@ -182,16 +182,19 @@ class CommandTicks:
         if ready is not None and ready[0] == tick:
             self._ready = None
             return ready[1]
-        self._take_back()
+        self._drop_ready()
         return self._make(tick)
 
-    def _take_back(self) -> None:
-        """What was made ahead of its time is not sent."""
+    def take_back(self) -> None:
+        """The robot refused the command that `at` gave last: the next one goes on from the one before. Once, before anything else."""
+        self._last = self._before_last
+        if self._limiter is not None:
+            self._limiter.take_back()
+
+    def _drop_ready(self) -> None:
         if self._ready is not None:
-            _, _, self._last = self._ready
             self._ready = None
-            if self._limiter is not None:
-                self._limiter.take_back()
+            self.take_back()
 
     def _make(self, tick: int) -> NDArray[np.float64]:
         rows, step = self._rows, self._step
@@ -211,13 +214,13 @@ class CommandTicks:
             limited = self._limiter.step([command[i] for i in self._limited])
             for i, value in zip(self._limited, limited, strict=True):
                 command[i] = value
-        self._last = command
+        self._before_last, self._last = self._last, command
         return np.array(command)
 
     @property
     def at_rest(self) -> bool:
         """Whether the limits have nothing left to bring to rest."""
-        self._take_back()
+        self._drop_ready()
         return self._limiter is None or self._limiter.at_rest
 
     @property

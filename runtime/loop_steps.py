@@ -340,7 +340,7 @@ class LoopSteps:
         now, judge, talk = self._now(step), self._judge, self._talk
         words = ""
         if proposed is None:
-            words = f"no valid action for {self._holds_in_a_row} steps"
+            words = "no valid action" + (f" for {self._holds_in_a_row} steps" if self._holds_in_a_row else "")
             words += f", the last error: {talk.last_error}" if talk.last_error else ""
         judge.replace(Cause.NO_ACTION, words)
         late_s = talk.late_s(now)
@@ -391,7 +391,11 @@ class LoopSteps:
             return
         try:
             self._robot.send_action(sent)
+        except KeyboardInterrupt:
+            self._take_back()
+            raise
         except Exception as error:
+            self._take_back()
             refused, verdict = f"command refused ({type(error).__name__}: {error})", self._judge.verdict
             if verdict.state >= State.RAMP:  # Nothing can be brought to rest that does not listen.
                 raise Stop(*self._judge.end("" if verdict.cause is Cause.ROBOT_LOST else f"; {refused}")) from error
@@ -416,6 +420,13 @@ class LoopSteps:
                 )
             except Exception:
                 counted.journal_errors += 1
+
+    def _take_back(self) -> None:
+        """A command that may not have arrived: what comes next goes on from the one before, so that it is slower than it might be, not faster."""
+        if self._ticks is not None:
+            self._ticks.take_back()
+        else:
+            self._limiter = copy.copy(self._before)
 
     def _stop_if_over(self, limited: Limited | None) -> None:
         """The ends that are seen after a command."""

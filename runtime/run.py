@@ -38,6 +38,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+import os
 import signal
 import sys
 import threading
@@ -53,7 +54,7 @@ from runtime.access import TLS_CA_HELP, TOKEN_HELP, RemoteAccess
 from runtime.backends import add_backend
 from runtime.control_loop import LoopConfig, LoopResult, drive
 from runtime.edge_first import EdgeFirst, longest_patience_s
-from runtime.failsafe import State, StopButtons
+from runtime.failsafe import Cause, State, StopButtons
 from runtime.inference import Inference, ThreadInference
 from runtime.inference_process import InferenceProcess
 from runtime.inference_worker import WorkerConfig
@@ -281,6 +282,7 @@ examples:
 
 def run(arguments: argparse.Namespace) -> int:
     """The verb `run`."""
+    _require_effect(arguments)
     access = _access(arguments, arguments.policy)  # First: a wrong path should not take a simulator's start to be seen.
     if arguments.answer_timeout is not None and not 0 < arguments.answer_timeout < math.inf:
         raise CallerError(f"--answer-timeout {arguments.answer_timeout}: expected seconds above 0.")
@@ -335,18 +337,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[StopButtons]:
-    """Who ends the program (`systemctl stop`, a terminal that is closed) brings the robot to rest first; a signal that is ignored stays so (`nohup`)."""
-    buttons, mine = StopButtons(), []
+    """Who ends the program (Ctrl-C, `systemctl stop`, a terminal that is closed) brings the robot to rest first; a second Ctrl-C ends the run at once.
+    A signal that is ignored stays so (`nohup`). Pressing a button breaks nothing off, as an exception in the middle of a command would."""
+    buttons: StopButtons = StopButtons()
+    mine: dict[int, Any] = {}
+
+    def interrupt(number: int, frame: Any) -> None:
+        if Cause.OPERATOR_STOP in buttons.pressed:
+            signal.default_int_handler(number, frame)
+        buttons.stop()
+        with contextlib.suppress(OSError):
+            os.write(2, b"\ncoming to rest; Ctrl-C again ends the run at once\n")  # A print may be broken off in the middle of another.
+
     if threading.current_thread() is threading.main_thread():  # Elsewhere nobody may say what a signal does.
-        numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-        mine = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+        numbers = [number for name in ("SIGTERM", "SIGHUP", "SIGINT") if (number := getattr(signal, name, None)) is not None]
+        found = {number: signal.getsignal(number) for number in numbers}
+        mine = {number: handler for number, handler in found.items() if handler in (signal.SIG_DFL, signal.default_int_handler)}
     for number in mine:
-        signal.signal(number, lambda *unused: buttons.stop())
+        signal.signal(number, interrupt if number == signal.SIGINT else lambda *unused: buttons.stop())
     try:
         yield buttons
     finally:
-        for number in mine:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in mine.items():
+            signal.signal(number, handler)
 
 
 def _require_fit(policy: Policy | InferenceProcess, robot: Robot, place: object) -> None:
@@ -362,6 +375,22 @@ def _require_fit(policy: Policy | InferenceProcess, robot: Robot, place: object)
             raise SpecError(f"the policy was made for {policy.spec.timing.rate_hz} steps in a second, the robot has {robot.rate_hz}.")
     except SpecError as error:
         raise SpecError(f"{error} Nothing moved. Correct what {place} says of the robot, or use a policy that was made for it.") from error
+
+
+def _require_effect(arguments: argparse.Namespace) -> None:
+    """Refuses what was asked for and would change nothing.
+
+    Raises:
+        CallerError: A flag for a policy elsewhere, and none is; or for processes of its own, and the clock is not kept.
+    """
+    if not any(is_elsewhere(place) for place in (arguments.policy, cloud_of(arguments)) if place is not None):
+        for flag in ("token_file", "tls_ca", "answer_timeout"):
+            if getattr(arguments, flag) is not None:
+                raise CallerError(
+                    f"--{flag.replace('_', '-')} is for a policy on another machine, and {arguments.policy} is on this one: leave it out."
+                )
+    if arguments.inference == "process" and arguments.realtime is False:
+        raise CallerError("--inference process keeps the clock, --as-fast-as-possible does not: leave one of them out.")
 
 
 def _access(arguments: argparse.Namespace, place: str) -> RemoteAccess | None:

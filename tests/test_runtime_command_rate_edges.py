@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_runtime_command_rate import After, Arm, Clock, Script, arm_spec, reach, run
+from test_runtime_command_rate import MOTION, After, Arm, Clock, Script, arm_spec, reach, run
 
 from actlet.specs import ActionSpec, MotionLimits, PolicySpec
 from runtime.chunk_schedule import ScheduleConfig
@@ -177,3 +177,27 @@ def test_a_chunk_that_comes_while_it_holds_loses_no_action(tiny_spec: PolicySpec
     counted = run(arm, Script(spec, reach(0.3)), config).statistics
     assert counted.state_ticks == {"HOLD": 15, "RUN": 45}
     assert sum(command[2] for command in arm.commands) == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize("error", [OSError("busy"), KeyboardInterrupt()], ids=["refused", "interrupted"])
+@pytest.mark.parametrize("hz", [200.0, 1000.0])
+def test_after_a_command_that_did_not_arrive_the_next_goes_on_from_the_one_before(
+    tiny_spec: PolicySpec, hz: float, error: BaseException
+) -> None:
+    """The limits hold from one command that the robot has to the next one that it has."""
+    spec = arm_spec(tiny_spec)
+    for refused in range(30, 230, 20):
+        arm, failures = Arm(spec, Clock(), hz), [error]
+
+        def on_command(count: int, arm: Arm = arm, failures: list[BaseException] = failures, refused: int = refused) -> None:
+            if count == refused and failures:
+                del arm.commands[-1], arm.times[-1]
+                raise failures.pop()
+
+        arm.on_command = on_command
+        result = run(arm, Script(spec, reach(1.9)), LoopConfig(max_steps=60))
+        assert result.stopped_by in ("robot", "interrupted")
+        places = np.array(arm.commands)[:, 0]
+        for order, most in ((1, MOTION.velocity), (2, MOTION.acceleration), (3, MOTION.jerk)):
+            assert most is not None
+            assert np.abs(np.diff(np.concatenate([np.full(3, 0.5), places]), order)).max() <= most / hz**order + 1e-12

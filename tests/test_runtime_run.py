@@ -20,6 +20,7 @@ from actlet.errors import CallerError, SpecError, UnknownNameError
 from actlet.protocols import Robot
 from runtime import run as run_module
 from runtime.control_loop import LoopConfig, drive
+from runtime.failsafe import Cause
 from runtime.policy import BundlePolicy
 from runtime.run import make_robot, run_policy
 
@@ -143,7 +144,7 @@ def test_the_current_folder_is_searched_for_robots(tmp_path: Path, monkeypatch: 
     assert sys.path == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_who_ends_the_program_stops_the_robot_first(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -164,10 +165,11 @@ def test_who_ends_the_program_stops_the_robot_first(
     monkeypatch.setenv(lean_robot.BUNDLE, str(tiny_bundle))
     monkeypatch.setattr(lean_robot, "LeanRobot", Arm)
     flags = ["--robot", "lean_robot:make_robot", "--inference", "thread", "--priority", "0", "--steps", "600"]
-    before = signal.signal(number, signal.SIG_DFL)  # Under nohup it is ignored.
+    meaning = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, meaning)  # Under nohup it is ignored.
     try:
         assert main(["run", str(tiny_bundle), *flags]) == 130
-        assert signal.getsignal(number) is signal.SIG_DFL
+        assert signal.getsignal(number) is meaning
     finally:
         signal.signal(number, before)
     assert ended == ["signal", "disconnected"]
@@ -220,6 +222,9 @@ def test_a_second_policy_is_asked_when_the_first_is_unsure(tmp_path: Path, make_
         (["--command-rate-hz", "0"], "--command-rate-hz 0.0: expected a number above 0."),
         (["--priority", "200", "--realtime"], "--priority 200: expected 1 .. 99, or 0 for none."),
         (["--command-rate-hz", "1000"], "are displacements"),
+        (["--token-file", "token"], "--token-file is for a policy on another machine, and "),
+        (["--answer-timeout", "1"], "--answer-timeout is for a policy on another machine, and "),
+        (["--inference", "process", "--as-fast-as-possible"], "--inference process keeps the clock"),
     ],
 )
 def test_flags_of_the_loop_that_contradict_each_other(
@@ -228,6 +233,20 @@ def test_flags_of_the_loop_that_contradict_each_other(
     """Refused before anything moves, with exit code 2."""
     assert main(["run", str(point_bundle), *POINTS, "--task", "red", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_first_ctrl_c_presses_a_button_the_second_breaks_off(capfd: pytest.CaptureFixture[str]) -> None:
+    """The first one is no exception, so that no command is left half made; it says what a second one does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with run_module._stopped_by_signals() as buttons:
+            signal.raise_signal(signal.SIGINT)
+            assert buttons.pressed == {Cause.OPERATOR_STOP}
+            assert "Ctrl-C again ends the run at once" in capfd.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
