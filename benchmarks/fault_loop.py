@@ -35,7 +35,7 @@ _STEPS = 400
 _FIRST = 5
 """Of what went wrong, shown in words."""
 _WARM_SHARE, _RUN_S, _RUNS, _REST_S = 0.1, 60.0, 40, 1.0
-"""Of a soak before its memory is measured first; the longest run, the fewest runs, and the longest time to come to rest."""
+"""Of a soak after which its memory is measured each time; the longest run, the fewest runs, and the longest time to come to rest."""
 _ENDED_RUNS = 10
 """One run of so many has cameras that raise, which ends it: the others go on through everything."""
 _MOTION = (
@@ -159,7 +159,7 @@ def soak(config: SoakConfig, seed: int = 0, *, workers: int = 1, progress: bool 
 
     Returns:
         ``ticks, faults, by_class, unsafe, crashes, inconsistent, runs, ends`` (reason -> runs), ``state_ticks`` (state -> commands), ``memory_growth_bytes``
-        (from the warm process to the end; of several processes, of the one that grew most), ``memory_bytes`` (at the end), ``seconds, cpu_s, us_per_tick`` (of processor time), the configuration, and the first few that went wrong.
+        (from the warm process to the end; of several processes, of the one that grew most), ``memory_bytes`` (after each tenth; of several processes, of each), ``seconds, cpu_s, us_per_tick`` (of processor time), the configuration, and the first few that went wrong.
     """
     if workers > 1:
         return _soak_together(config, seed, workers, progress)
@@ -170,7 +170,7 @@ def soak(config: SoakConfig, seed: int = 0, *, workers: int = 1, progress: bool 
     counts: dict[str, int] = dict.fromkeys(("ticks", "faults", "unsafe", "crashes", "inconsistent", "runs"), 0)
     by_class, ends, states = collections.Counter[str](), collections.Counter[str](), collections.Counter[str]()
     first: list[str] = []
-    warm: int | None = None
+    memory: list[int] = []  # After each tenth of the commands.
     start, cpu_start = time.perf_counter(), time.process_time()
     with tqdm(total=config.ticks, desc="soak", unit="tick", unit_scale=True, disable=not progress, file=sys.stderr, leave=False) as bar:
         while counts["ticks"] < config.ticks:
@@ -193,16 +193,17 @@ def soak(config: SoakConfig, seed: int = 0, *, workers: int = 1, progress: bool 
             bar.update(world.commands)
             if not world.commands and statistics is None:
                 break  # A loop that cannot even begin would be tried without end.
-            if warm is None and counts["ticks"] >= _WARM_SHARE * config.ticks:
-                warm = resident_bytes()
-    seconds, cpu_s, memory = time.perf_counter() - start, time.process_time() - cpu_start, resident_bytes()
+            if counts["ticks"] >= (len(memory) + 1) * _WARM_SHARE * config.ticks:
+                memory.append(resident_bytes())
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
+    memory.append(resident_bytes())
     counts["faults"] = by_class.total()
     return {
         **counts,
         "by_class": dict(by_class),
         "ends": dict(ends),
         "state_ticks": dict(states),
-        "memory_growth_bytes": 0 if warm is None else memory - warm,
+        "memory_growth_bytes": memory[-1] - memory[0],
         "memory_bytes": memory,
         "seconds": seconds,
         "cpu_s": cpu_s,
@@ -222,8 +223,9 @@ def _soak_together(config: SoakConfig, seed: int, workers: int, progress: bool) 
     total = {key: sum(part[key] for part in found) for key in ("ticks", "faults", "unsafe", "crashes", "inconsistent", "runs", "cpu_s")}
     for key in ("by_class", "ends", "state_ticks"):
         total[key] = dict(sum((collections.Counter(part[key]) for part in found), collections.Counter()))
-    for key in ("memory_growth_bytes", "memory_bytes", "seconds"):
+    for key in ("memory_growth_bytes", "seconds"):
         total[key] = max(part[key] for part in found)
+    total["memory_bytes"] = [part["memory_bytes"] for part in found]
     first = [words for part in found for words in part["first"]][:_FIRST]
     return total | {
         "us_per_tick": 1e6 * total["cpu_s"] / max(1, total["ticks"]),
