@@ -26,7 +26,8 @@ A message says what happened, what it got, what it expected, and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 __all__ = [
     "ActionError",
@@ -46,6 +47,7 @@ __all__ = [
     "StorageError",
     "TrainingError",
     "UnknownNameError",
+    "require_fields",
 ]
 
 
@@ -55,6 +57,23 @@ class ActletError(Exception):
 
 class CallerError(ActletError):
     """The caller can mend it: the command line prints the message and exits with 2."""
+
+
+def require_fields(config: object, fields: Iterable[str], fits: Callable[[Any], bool], expected: str) -> None:
+    """Refuses a configuration whose fields are out of range; one that is None has no value, and fits.
+
+    Args:
+        config: Has the fields.
+        fields: Their names.
+        fits: Of a value.
+        expected: What fits, in words, as in "1 or more".
+
+    Raises:
+        CallerError: It names the fields that do not fit, and what they are.
+    """
+    bad = [f"{field} {value!r}" for field in fields if (value := getattr(config, field)) is not None and not fits(value)]
+    if bad:
+        raise CallerError(f"{type(config).__name__}: {', '.join(bad)}: expected {expected}.")
 
 
 class SpecError(CallerError):

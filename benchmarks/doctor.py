@@ -145,6 +145,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:FACTORY",
         help="the robot that shall run the bundles: every difference is named; it is not connected, and nothing moves",
     )
+    parser.add_argument(
+        "--robot-config", type=Path, metavar="FILE", help="given to the robot's factory as robot_config=FILE (docs/robots.md)"
+    )
     add_backend(parser)
     parser.add_argument("--suite", default="tabletop", help="suite of simulated tasks, for a simulated robot (default: tabletop)")
     parser.add_argument("--task", help="task of the suite")
@@ -166,6 +169,8 @@ def run(arguments: argparse.Namespace) -> int:
     for flag, value in (("--data", arguments.data), ("--robot", arguments.robot)):
         if value is not None and not arguments.bundles:
             raise CallerError(f"{flag} without a bundle: name the bundle to compare with it.")
+    if arguments.robot_config is not None and arguments.robot is None:
+        raise CallerError(f"--robot-config {arguments.robot_config} without --robot: name the robot that reads it.")
     with contextlib.redirect_stdout(sys.stderr if arguments.json == "-" else sys.stdout):
         document = _report(arguments)
     if arguments.json == "-":
@@ -178,6 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Look at everything and print it for people; the same as JSON types."""
     findings = examine()
+    options = {} if arguments.robot_config is None else {"robot_config": arguments.robot_config}
     found, policies = examine_bundles(
         arguments.bundles,
         arguments.data,
@@ -186,6 +192,7 @@ def _report(arguments: argparse.Namespace) -> dict[str, Any]:
         suite=arguments.suite,
         task=arguments.task,
         seed=0,
+        **options,
     )
     findings += found
     print(as_text(findings, shutil.get_terminal_size().columns if sys.stdout.isatty() else None), flush=True)

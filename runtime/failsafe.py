@@ -29,7 +29,7 @@ import enum
 import math
 from collections.abc import Iterable
 
-from actlet.errors import CallerError, RobotFault
+from actlet.errors import RobotFault, require_fields
 
 __all__ = ["RULES", "Cause", "Failsafe", "FailsafeConfig", "Rule", "State", "StopButtons", "Verdict"]
 
@@ -139,15 +139,13 @@ class FailsafeConfig:
     """Largest share of clamped values, clipped or slowed, among those of a whole window."""
 
     def __post_init__(self) -> None:
-        optional = [value for value in (self.safe_pose_s, self.answer_s) if value is not None]
-        times = (self.hold_s, self.wait_s, self.ramp_s, self.frozen_s, *optional)
-        counts = (self.good_chunks, self.max_bad_chunks, self.max_bad_observations, self.clamp_window)
-        if not all(0 <= value < math.inf for value in times):
-            raise CallerError(f"failsafe: {self}: expected finite times of 0 s or more.")
-        if min(counts) < 1 or (self.frozen_frames is not None and self.frozen_frames < 2):
-            raise CallerError(f"failsafe: {self}: expected counts of at least 1, and frozen_frames of at least 2.")
-        if not (self.max_gap_s > 0 and self.max_frame_age_s > 0 and 0 <= self.clamp_share <= 1):
-            raise CallerError(f"failsafe: {self}: expected max_gap_s and max_frame_age_s above 0 and a clamp_share in 0 .. 1.")
+        times = ("hold_s", "wait_s", "ramp_s", "frozen_s", "safe_pose_s", "answer_s")
+        counts = ("good_chunks", "max_bad_chunks", "max_bad_observations", "clamp_window")
+        require_fields(self, times, lambda time: 0 <= time < math.inf, "0 s or more")
+        require_fields(self, ("max_gap_s", "max_frame_age_s"), lambda time: time > 0, "more than 0 s")
+        require_fields(self, counts, lambda count: count >= 1, "1 or more")
+        require_fields(self, ("frozen_frames",), lambda count: count >= 2, "2 or more, or None to look for none")
+        require_fields(self, ("clamp_share",), lambda share: 0 <= share <= 1, "0 .. 1")
 
 
 @dataclasses.dataclass(frozen=True)

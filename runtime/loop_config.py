@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from actlet.errors import CallerError
+from actlet.errors import CallerError, require_fields
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.failsafe import FailsafeConfig, Verdict
 from runtime.loop_statistics import LoopStatistics
@@ -53,12 +53,9 @@ class LoopConfig:
     """What counts as trouble, and how long it is borne."""
 
     def __post_init__(self) -> None:
-        counts = [n for n in (self.max_steps, self.replan_steps, self.time_to_live_steps) if n is not None]
-        rates = [rate for rate in (self.rate_hz, self.command_rate_hz) if rate is not None]
-        if min(counts, default=1) < 1 or not all(0 < rate < math.inf for rate in rates):
-            raise CallerError(f"control loop: {self}: expected counts of at least 1 and positive rates.")
-        if not 0 <= self.least_confidence <= 1 or not 0 <= self.slow_share <= 1:
-            raise CallerError(f"control loop: least_confidence {self.least_confidence}, slow_share {self.slow_share}: expected 0 .. 1.")
+        require_fields(self, ("max_steps", "replan_steps", "time_to_live_steps"), lambda count: count >= 1, "1 or more")
+        require_fields(self, ("rate_hz", "command_rate_hz"), lambda rate: 0 < rate < math.inf, "a rate above 0 Hz")
+        require_fields(self, ("least_confidence", "slow_share"), lambda share: 0 <= share <= 1, "0 .. 1")
         if not self.realtime and self.inference == "thread":
             raise CallerError("control loop: inference in a thread needs real time; use inference='inline' to run as fast as possible.")
 

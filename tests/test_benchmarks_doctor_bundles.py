@@ -152,8 +152,8 @@ def test_the_verb_names_the_difference_and_exits_with_2(
     def make_robot(**options):
         print("opening a driver")
         return MyArm()
-    def broken(**options):
-        raise OSError("no device at 10.0.0.2")
+    def broken(robot_config="10.0.0.2", **options):
+        raise OSError(f"no device at {{robot_config}}")
     """
     monkeypatch.setattr(doctor_rates, "TURNS", 5)
     monkeypatch.setattr(doctor, "examine", lambda: [])
@@ -168,6 +168,8 @@ def test_the_verb_names_the_difference_and_exits_with_2(
     assert out.rstrip().endswith("1 problem.")
     assert main(["doctor", str(tiny_bundle), "--robot", "my_doctors_arm:broken"]) == 2
     assert "my_doctors_arm:broken cannot be made (OSError: no device at 10.0.0.2)" in capsys.readouterr().out
+    assert main(["doctor", str(tiny_bundle), "--robot", "my_doctors_arm:broken", "--robot-config", "arm.json"]) == 2
+    assert "no device at arm.json" in capsys.readouterr().out
     assert main(["doctor", str(tiny_bundle), "--robot", "my_doctors_arm:make"]) == 2
     assert "Did you mean 'make_robot'?" in capsys.readouterr().out
 
@@ -176,6 +178,8 @@ def test_a_robot_needs_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     """There is nothing to compare it with."""
     assert main(["doctor", "--robot", "my_arm:make_robot"]) == 2
     assert "--robot without a bundle" in capsys.readouterr().err
+    assert main(["doctor", "--robot-config", "arm.json"]) == 2
+    assert "--robot-config arm.json without --robot" in capsys.readouterr().err
 
 
 def test_a_backend_that_cannot_run_the_bundle_is_a_problem(tiny_bundle: Path) -> None:
