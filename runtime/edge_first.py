@@ -11,6 +11,7 @@ an older observation comes too late then. Sure means that the least confidence a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from actlet.errors import CallerError
@@ -70,7 +71,7 @@ class EdgeFirst:
         answer = self._cloud.poll()
         if answer is not None and answer.chunk is not None and answer.observed_at > self._newest:
             self.used_cloud += 1
-            return self._hand_out(answer)
+            return self._hand_out(dataclasses.replace(answer, elsewhere=True))
         answer = self._edge.poll()
         if answer is not None:
             if answer.chunk is None:  # Nothing is known of a newer observation: what was kept back is as good as before.

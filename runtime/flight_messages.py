@@ -97,10 +97,10 @@ class Messages:
     def _answered(self, content: memoryview, number: int) -> list[Message]:
         step, observed_at, now_s, submitted_s, finished_s, rows, columns = ANSWERED.unpack_from(content)
         values = np.frombuffer(content, "<f4", rows * (columns + 1), ANSWERED.size).astype(float)
-        verdict, _, error = bytes(content[ANSWERED.size + 4 * len(values) :]).decode("utf-8", "replace").partition("\0")
+        where, verdict, error = bytes(content[ANSWERED.size + 4 * len(values) :]).decode("utf-8", "replace").split("\0", 2)
         actions = [_plain(row) for row in values[: rows * columns].reshape(rows, columns).tolist()]
         fields = {"step": step, "observed_at": observed_at, "verdict": verdict, "error": error, "submitted_s": submitted_s}
-        fields |= {"finished_s": finished_s, "latency_ms": 1e3 * (finished_s - submitted_s)}
+        fields |= {"elsewhere": bool(where), "finished_s": finished_s, "latency_ms": 1e3 * (finished_s - submitted_s)}
         fields |= {"actions": actions, "confidence": _plain(values[rows * columns :].tolist())}
         messages = [self._message("/answer", number, now_s, **fields)]
         if verdict != "used":

@@ -58,6 +58,7 @@ from runtime.trial import HOME, child_environment
 __all__ = ["FlightRecorder"]
 
 _START_TIMEOUT_S, _KILL_TIMEOUT_S = 30.0, 1.0
+_ELSEWHERE = "elsewhere"
 _CAUSES = {cause: place for place, cause in enumerate(Cause)}
 
 
@@ -204,7 +205,7 @@ class FlightRecorder:
                 confidence = _floats(answer.chunk.confidence, 4 * self.spec.timing.horizon)
                 confidence = confidence if len(confidence) == 4 * shape[0] else b"\0" * 4 * shape[0]
         head = ANSWERED.pack(step, answer.observed_at, now_s, answer.submitted_s, answer.finished_s, *shape)
-        self._put(Kind.ANSWERED, [head, actions, confidence, _text(f"{verdict}\0{error}")])
+        self._put(Kind.ANSWERED, [head, actions, confidence, _text(f"{_ELSEWHERE if answer.elsewhere else ''}\0{verdict}\0{error}")])
 
     def judged(self, step: int, now_s: float, verdict: Verdict, words: str) -> None:
         """The failsafe's state and its cause."""

@@ -3,7 +3,7 @@
     commanded   step, tick: i64   time: f64   limited: u32   was due: u32   A x sent: f64   A x due: f64
     observed    step: i64   time, taken: f64   S, committed values: u32   S x f32   committed x f32   why it was refused
     pictured    step: i64   time: f64   which cameras: u64   frames …
-    answered    step, observed at: i64   time, submitted, finished: f64   H, A: u32   H x A x f32   H x f32   verdict, 0, error
+    answered    step, observed at: i64   time, submitted, finished: f64   H, A: u32   H x A x f32   H x f32   "elsewhere" or nothing, 0, verdict, 0, error
     judged      step: i64   time, since: f64   state, cause: u32   words
     noted       time: f64   level: u32   text
 

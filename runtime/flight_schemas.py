@@ -56,6 +56,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         **_STEP_AND_TIME,
         observed_at=_COUNT,
         verdict=_TEXT,
+        elsewhere={"type": "boolean"},
         error=_TEXT,
         submitted_s=_NUMBER,
         finished_s=_NUMBER,

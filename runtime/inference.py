@@ -36,6 +36,8 @@ class Answer:
     """Clock when the observation was handed over."""
     finished_s: float
     """Clock when the chunk was there."""
+    elsewhere: bool = False
+    """Of the policy that is asked when the robot's own is unsure."""
 
 
 class Inference(Protocol):

@@ -54,6 +54,8 @@ class AnswerRow:
     """float32 (H, A); (0, 0) where there was no chunk."""
     confidence: NDArray[np.float32]
     """float32 (H,)."""
+    elsewhere: bool = False
+    """Of the policy that is asked when the robot's own is unsure."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

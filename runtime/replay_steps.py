@@ -85,7 +85,7 @@ def moments(run: Recording) -> list[float]:
 def summary_rows(run: Recording) -> list[tuple[str, str]]:
     """What is to be said of the whole run, label and value."""
     about, timing = run.about["about"], run.spec.timing
-    verdicts = collections.Counter(answer.verdict for answer in run.answers)
+    verdicts = collections.Counter(answer.verdict + (" from elsewhere" if answer.elsewhere else "") for answer in run.answers)
     result = run.result or {}
     steps = {row.step for row in run.commands} | {row.step for row in run.observations}
     success = {True: ", success", False: ", no success", None: ""}[result.get("success")]
@@ -138,9 +138,9 @@ def _seen(step: Step) -> str:
 
 
 def _answered(step: Step) -> str:
-    """The verdict, how long the answer took, and how many steps before this one that was seen which it answers."""
+    """The verdict, whose it is, how long the answer took, and how many steps before this one that was seen which it answers."""
     return ", ".join(
-        f"{row.verdict} {1e3 * (row.finished_s - row.submitted_s):.1f} ms"
+        f"{row.verdict}{' from elsewhere' if row.elsewhere else ''} {1e3 * (row.finished_s - row.submitted_s):.1f} ms"
         + (f" -{step.step - row.observed_at}" if row.observed_at != step.step else "")
         for row in step.answers
     )

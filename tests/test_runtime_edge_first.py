@@ -64,7 +64,7 @@ def test_a_sure_answer_is_used_and_nobody_else_asked() -> None:
     both = Together()
     answer = both.ask(0, 0.6)
     assert answer is not None
-    assert (answer.observed_at, both.cloud.asked, both.both.unsure) == (0, [], 0)
+    assert (answer.observed_at, answer.elsewhere, both.cloud.asked, both.both.unsure) == (0, False, [], 0)
 
 
 def test_an_unsure_one_waits_for_the_other_policy() -> None:
@@ -77,7 +77,7 @@ def test_an_unsure_one_waits_for_the_other_policy() -> None:
     both.cloud.answer(9.0, 0.1)  # It is not asked how sure it is.
     answer = both.both.poll()
     assert answer is not None
-    assert (answer.observed_at, answer.chunk.actions[0, 0]) == (3, 9.0)
+    assert (answer.observed_at, answer.chunk.actions[0, 0], answer.elsewhere) == (3, 9.0, True)
     both.now = 1.0
     assert both.both.poll() is None
     assert (both.both.asked_cloud, both.both.used_cloud, both.both.unsure) == (1, 1, 1)

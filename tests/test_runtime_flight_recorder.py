@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -88,7 +89,7 @@ def test_what_was_told_is_read_back(recorder: FlightRecorder, tiny_spec: PolicyS
     """Every number, every pixel, every word, in the order of the steps."""
     for step in range(30):
         recorder.observed(step, step / 10, _see(tiny_spec, step), NOT_ASKED if step % 2 else "")
-        recorder.answered(step, step / 10, _answer(step, _chunk(step)), "used", "")
+        recorder.answered(step, step / 10, dataclasses.replace(_answer(step, _chunk(step)), elsewhere=step == 7), "used", "")
         if step == 10:
             recorder.judged(step, 1.0, Verdict(State.HOLD, Cause.FROZEN_FRAME, 0.9), "camera 'front'")
         _command(recorder, step)
@@ -112,6 +113,7 @@ def test_what_was_told_is_read_back(recorder: FlightRecorder, tiny_spec: PolicyS
     assert np.array_equal(run.pictures(7)["front"], _see(tiny_spec, 7).images["front"])
     answer = run.answers[7]
     assert (answer.observed_at, answer.verdict, answer.error) == (7, "used", "")
+    assert [row.step for row in run.answers if row.elsewhere] == [7]
     assert np.array_equal(answer.actions, _chunk(7).actions)
     assert np.array_equal(answer.confidence, _chunk(7).confidence)
     judged = run.state_of(run.commands[10])
