@@ -33,7 +33,7 @@ from runtime.golden import Golden
 from runtime.inference_process import InferenceProcess
 from runtime.inference_worker import WorkerConfig
 from runtime.journals import Journals
-from runtime.loop_statistics import LoopStatistics
+from runtime.loop_statistics import Durations, LoopStatistics
 from runtime.real_time import RealTime, take_real_time
 
 __all__ = ["soak_in_real_time"]
@@ -50,7 +50,7 @@ class _SimulatedArm(RecordedArm):
         import mujoco
 
         super().__init__(spec, golden, command_rate_hz)
-        self.sent_s: Any = _Times(most)
+        self.sent_s: Any = Durations(most)
         link = '<body pos="0 0 .15"><joint name="j{i}" axis="{axis}" damping="2"/><geom type="capsule" size=".03" fromto="0 0 0 0 0 .15"/>{inner}</body>'
         bodies = ""
         for i in reversed(range(_JOINTS)):
@@ -67,21 +67,6 @@ class _SimulatedArm(RecordedArm):
         count = min(_JOINTS, len(action))
         self._data.ctrl[:count] = 10 * action[:count]
         self._step(self._model, self._data)
-
-
-class _Times:
-    """Numbers in memory that is there from the beginning."""
-
-    def __init__(self, most: int) -> None:
-        self.values, self.count = np.full(most, np.nan), 0
-
-    def append(self, value: float) -> None:
-        if self.count < len(self.values):
-            self.values[self.count] = value
-            self.count += 1
-
-    def all(self) -> NDArray[np.float64]:
-        return self.values[: self.count]
 
 
 def soak_in_real_time(bundle: Path, *, minutes: float, rate_hz: float = 500.0, load: int = 4, progress: bool = False) -> dict[str, Any]:
@@ -101,7 +86,7 @@ def soak_in_real_time(bundle: Path, *, minutes: float, rate_hz: float = 500.0, l
     if steps < 20:
         raise CallerError(f"real-time soak: {minutes} minutes are {steps} steps, expected 20 at least.")
     loaded, most = load_bundle(bundle), round(1.1 * 60 * minutes * rate_hz)
-    arm, lateness, ticks = _SimulatedArm(loaded.manifest.spec, loaded.golden, rate_hz, most), _Times(most), _Times(most)
+    arm, lateness, ticks = _SimulatedArm(loaded.manifest.spec, loaded.golden, rate_hz, most), Durations(most), Durations(most)
     memory: list[int] = []
     policy = InferenceProcess(bundle, worker=WorkerConfig(policy="", priority=PRIORITY // 2))
     while policy.status.ready < 2:
@@ -116,8 +101,8 @@ def soak_in_real_time(bundle: Path, *, minutes: float, rate_hz: float = 500.0, l
 
         def on_step(step: int, statistics: LoopStatistics) -> None:
             for kept, found in ((lateness, statistics.lateness_s), (ticks, statistics.tick_s)):
-                while found:
-                    kept.append(found.popleft())
+                for value in found.after(kept.count):
+                    kept.append(value)
             if step == round(_WARM_SHARE * steps):
                 memory.append(resident_bytes())
             if step % 50 == 49:
@@ -129,11 +114,12 @@ def soak_in_real_time(bundle: Path, *, minutes: float, rate_hz: float = 500.0, l
         recorder.finish({"stopped_by": result.stopped_by})
         recorder.close()
         report = recorder.report
-    missed, periods = missed_periods(arm.sent_s.all(), rate_hz, result.statistics.started_s)
+    missed, periods = missed_periods(arm.sent_s.after(0), rate_hz, result.statistics.started_s)
 
-    def summary(times: _Times) -> dict[str, float]:
-        p50, p99, p999 = np.percentile(1e6 * times.all(), [50, 99, 99.9])
-        return {"p50": float(p50), "p99": float(p99), "p999": float(p999), "max": float(1e6 * times.all().max())}
+    def summary(times: Durations) -> dict[str, float]:
+        values = 1e6 * np.array(times.after(0))
+        p50, p99, p999 = np.percentile(values, [50, 99, 99.9])
+        return {"p50": float(p50), "p99": float(p99), "p999": float(p999), "max": float(values.max())}
 
     data = result.statistics.to_dict()
     return {

@@ -124,7 +124,9 @@ def measure_loop(folder: Path, seconds: float, turns: int) -> list[dict[str, Any
             found = result.statistics
             row: dict[str, Any] = {"recorded": recorded, "missed": found.missed_commands, "ticks": found.commands}
             for name, values in (("lateness", found.lateness_s), ("tick", found.tick_s)):
-                row[name] = dict(zip(("p50", "p99", "max"), np.percentile(1e6 * np.array(values), (50, 99, 100)).tolist(), strict=True))
+                row[name] = dict(
+                    zip(("p50", "p99", "max"), np.percentile(1e6 * np.array(values.after(0)), (50, 99, 100)).tolist(), strict=True)
+                )
             rows.append(row | {"lost": sum(recorder.report.lost.values()) if recorder else 0})
     return rows
 

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+from array import array
+from collections.abc import Iterator
 from typing import Any
 
 from actlet.statistics import latency_summary
 
-__all__ = ["LoopStatistics"]
+__all__ = ["Durations", "LoopStatistics"]
 
 _KEPT = 100_000
 """Newest durations that percentiles are taken of, so that a run of days does not grow: at 1 kHz the last 100 s."""
 
 
-def _durations() -> collections.deque[float]:
-    return collections.deque(maxlen=_KEPT)
+class Durations:
+    """The newest durations in [s], in memory that is there from the beginning: a loop that must not be late asks for none while it runs.
+
+    Args:
+        most: How many are kept.
+    """
+
+    def __init__(self, most: int = _KEPT) -> None:
+        self._values, self._most = array("d", bytes(8 * most)), most
+        self.count = 0
+        """How many there were in all."""
+
+    def append(self, value: float) -> None:
+        """One more; where there is no room, in place of the oldest."""
+        self._values[self.count % self._most] = value
+        self.count += 1
+
+    def after(self, count: int) -> list[float]:
+        """Those that came after the first `count`, as far as they are kept, the oldest first."""
+        first = max(count, self.count - self._most)
+        start, end = first % self._most, (self.count - 1) % self._most + 1
+        if first >= self.count:
+            return []
+        values = self._values[start:end] if start < end else self._values[start:] + self._values[:end]
+        return values.tolist()
+
+    @property
+    def newest(self) -> float:
+        """The last one; 0 before the first."""
+        return self._values[(self.count - 1) % self._most]
+
+    def __len__(self) -> int:
+        return min(self.count, self._most)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.after(0))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -66,15 +101,15 @@ class LoopStatistics:
     """Cause of the failsafe -> how often it became active."""
     started_s: float = 0.0
     ended_s: float = 0.0
-    latencies_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    latencies_s: Durations = dataclasses.field(default_factory=Durations)
     """From handing over the observation to having the chunk."""
-    ages_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    ages_s: Durations = dataclasses.field(default_factory=Durations)
     """From taking the observation to sending the action that answers it."""
-    reactions_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    reactions_s: Durations = dataclasses.field(default_factory=Durations)
     """From taking an observation to the first command that is made of it."""
-    lateness_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    lateness_s: Durations = dataclasses.field(default_factory=Durations)
     """From the moment for which a wake-up was asked to the moment at which the loop ran."""
-    tick_s: collections.deque[float] = dataclasses.field(default_factory=_durations)
+    tick_s: Durations = dataclasses.field(default_factory=Durations)
     """From a wake-up to its command having been sent."""
 
     @property

@@ -59,8 +59,7 @@ class RunMonitor:
         self._policy = policy if isinstance(policy, InferenceProcess) else None
         self._server, self._due_s = server, 0.0
         self._statistics: LoopStatistics | None = None
-        self._late: float | None = None
-        self._took: float | None = None
+        self._late = self._took = 0  # How many durations were added.
 
     def step(self, step: int, statistics: LoopStatistics) -> None:
         """After a step: hand over a snapshot, if it is time."""
@@ -117,16 +116,16 @@ class RunMonitor:
         sent: Sequence[float] | NDArray[Any],
         limited: int,
     ) -> None:
-        """Count it, and the newest durations, unless they are the objects that were there before."""
+        """Count it, and the newest durations, unless they were there before."""
         self.commands += 1
         if (statistics := self._statistics) is None:
             return
-        if statistics.lateness_s and (late := statistics.lateness_s[-1]) is not self._late:
-            self._late = late
-            self.lateness.add(late)
-        if statistics.tick_s and (took := statistics.tick_s[-1]) is not self._took:
-            self._took = took
-            self.work.add(took)
+        if statistics.lateness_s.count > self._late:
+            self._late = statistics.lateness_s.count
+            self.lateness.add(statistics.lateness_s.newest)
+        if statistics.tick_s.count > self._took:
+            self._took = statistics.tick_s.count
+            self.work.add(statistics.tick_s.newest)
 
     def close(self) -> None:
         """Nothing to do."""
