@@ -85,6 +85,7 @@ class Networks:
         )
         self.places = places_in_block(self._policy.outputs)
         """Where `actions` and `confidence` are in what `infer` returns."""
+        self._actions, self._confidence, self._shape = self.places["actions"], self.places["confidence"], (steps, spec.action.dim)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -182,7 +183,7 @@ class Networks:
 
     def parts(self, block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Actions (H, A) and confidence (H,) of what `infer` returned."""
-        return block[self.places["actions"]].reshape(self.spec.timing.horizon, -1), block[self.places["confidence"]]
+        return block[self._actions].reshape(self._shape), block[self._confidence]
 
     def record(
         self,
