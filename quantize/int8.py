@@ -361,7 +361,7 @@ class _Builder:
         made = integer
         if camera is not None and camera.is_paired:
             made = f"{result}.pairs"
-            rows = camera.pool * self.graph.constant(node.input[1]).shape[2]
+            rows = camera.rows * self.graph.constant(node.input[1]).shape[2]
             weight, scale, zero, bias = camera.add_pairs(self.graph, node.name, [weight, scale, zero, bias], rows)
             camera.add_unpaired(self.graph, made, integer)
         inputs = [self._integer(source), x_scale, x_zero, weight, scale, zero, y_scale, y_zero, bias]

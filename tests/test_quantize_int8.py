@@ -81,7 +81,7 @@ def test_every_asked_node_runs_on_integers(model: onnx.ModelProto, frames: Frame
 
 
 def test_a_cameras_first_convolution_reads_its_bytes(model: onnx.ModelProto, frames: Frames) -> None:
-    """The pool of two pixels becomes filters of twice the size: the same sums, up to the rounding of the weights."""
+    """The pool of two pixels becomes rows that are added up and filters of twice the width: the same sums, up to the rounding of the weights and of the rows' mean."""
     cameras = find_camera_inputs(Graph(model))
     assert [camera.pool for camera in cameras.values()] == [2, 2]
     quantized = Graph(quantize_int8(model, frames, Int8Config(min_weights=200)))
@@ -90,17 +90,24 @@ def test_a_cameras_first_convolution_reads_its_bytes(model: onnx.ModelProto, fra
         assert node.op_type == "QLinearConv"
         assert node.input[0] == camera.frame
         makers = {output: maker for maker in quantized.nodes for output in maker.output}
-        assert quantized.constant(weight_value(node, makers)).shape == (16, 12, 6, 2)  # Filters of 6 x 6 pixels, in two groups of four.
+        assert quantized.constant(weight_value(node, makers)).shape == (
+            16,
+            12,
+            3,
+            2,
+        )  # Filters of 3 rows of 6 pixels, in two groups of four.
     assert not any(node.op_type == "AveragePool" for node in quantized.nodes)
 
 
-@given(st.integers(0, 2**31), st.sampled_from([1, 2, 3]))
-def test_a_convolution_of_pooled_pixels_is_one_of_larger_filters(seed: int, pool: int) -> None:
-    """sum w (gain p - offset) + b over pooled pixels p, and the same over pixels with the weights and the bias of the camera's bytes."""
-    rng = np.random.default_rng(seed)
-    camera = CameraInput("frame", pool, gain=1 / 127.5, offset=1.0)
+@given(st.integers(0, 2**31), st.sampled_from([(1, False), (2, False), (2, True), (3, False), (4, True)]))
+def test_a_convolution_of_pooled_pixels_is_one_of_larger_filters(seed: int, pool_halves: tuple[int, bool]) -> None:
+    """sum w (gain p - offset) + b over pooled pixels p, and the same over pixels, or sums of two rows, with the weights and the bias of the camera's bytes."""
+    rng, (pool, halves) = np.random.default_rng(seed), pool_halves
+    camera = CameraInput("frame", pool, gain=1 / 127.5, offset=1.0, halves=halves)
     pixels = rng.integers(0, 256, (3, 3 * pool, 3 * pool)).astype(np.float64)
     pooled = pixels.reshape(3, 3, pool, 3, pool).mean((2, 4))
+    if halves:
+        pixels = pixels.reshape(3, -1, 2, 3 * pool).mean(2)
     weight, bias = rng.normal(size=(4, 3, 3, 3)).astype(np.float32), rng.normal(size=4).astype(np.float32)
     expected = (weight * (pooled * camera.gain - camera.offset)).sum((1, 2, 3)) + bias
     got = (camera.weight(weight) * camera.gain * (pixels - camera.zero)).sum((1, 2, 3)) + camera.bias(bias, weight)
