@@ -59,19 +59,21 @@ class CallerError(ActletError):
     """The caller can mend it: the command line prints the message and exits with 2."""
 
 
-def require_fields(config: object, fields: Iterable[str], fits: Callable[[Any], bool], expected: str) -> None:
-    """Refuses a configuration whose fields are out of range; one that is None has no value, and fits.
+def require_fields(config: object, fields: Iterable[str], fits: Callable[[Any], bool], expected: str, *, optional: bool = False) -> None:
+    """Refuses a configuration whose fields are out of range.
 
     Args:
         config: Has the fields.
         fields: Their names.
         fits: Of a value.
         expected: What fits, in words, as in "1 or more".
+        optional: None fits too.
 
     Raises:
         CallerError: It names the fields that do not fit, and what they are.
     """
-    bad = [f"{field} {value!r}" for field in fields if (value := getattr(config, field)) is not None and not fits(value)]
+    values = {field: getattr(config, field) for field in fields}
+    bad = [f"{field} {value!r}" for field, value in values.items() if not (optional if value is None else fits(value))]
     if bad:
         raise CallerError(f"{type(config).__name__}: {', '.join(bad)}: expected {expected}.")
 

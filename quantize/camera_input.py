@@ -69,6 +69,8 @@ class CameraInput:
     """C."""
     halves: bool = False
     """Whether two rows are added up first; k is even then."""
+    size: tuple[int, int] | None = None
+    """Height and width of what the pool sees of a frame whose size it does not divide; None for all of it."""
 
     @property
     def rows(self) -> int:
@@ -82,8 +84,15 @@ class CameraInput:
 
     @property
     def frame(self) -> str:
-        """The transposed frame, uint8 (1, 3 g, h, w / g)."""
-        return f"{self.source}.channels_first"
+        """The transposed frame, uint8 (1, 3 g, h, w / g), or half as high; convolutions that read it in the same way read the same."""
+        return f"{self._name}.channels_first"
+
+    @property
+    def _name(self) -> str:
+        how = [f"{self.size[0]} x {self.size[1]}"] if self.size is not None else []
+        how += ["2 rows"] if self.halves else []
+        how += [f"{self.columns.group} columns"] if self.columns is not None else []
+        return ", ".join([self.source, *how])
 
     @property
     def zero(self) -> int:
@@ -125,21 +134,29 @@ class CameraInput:
     def add_frame(self, graph: Graph) -> str:
         """The transposed frame, made where it is first asked for."""
         if graph.producer(self.frame) is None:
-            source, shape = self.source, list(graph.shape(self.source) if self.columns is None else self.columns.shape)
+            source, seen = self.source, list(graph.shape(self.source))
+            if self.size is not None:
+                seen[1:3] = self.size
+                limits = [
+                    graph.store(f"{self._name}.{what}", np.array(at))
+                    for what, at in (("from", [0, 0]), ("to", seen[1:3]), ("axes", [1, 2]))
+                ]
+                source = graph.add("Slice", [source, *limits], f"{self._name}.seen")
+            shape = seen if self.columns is None else list(self.columns.shape)
             if self.halves:
-                source, shape[1] = self._add_rows(graph), shape[1] // 2
+                source, shape[1] = self._add_rows(graph, source, seen), shape[1] // 2
             if self.halves or self.columns is not None:
                 source = graph.add(
-                    "Reshape", [source, graph.store(f"{self.source}.grouped_shape", np.array(shape))], f"{self.source}.grouped"
+                    "Reshape", [source, graph.store(f"{self._name}.grouped_shape", np.array(shape))], f"{self._name}.grouped"
                 )
             graph.add("Transpose", [source], self.frame, perm=CHANNELS_FIRST)
         return self.frame
 
-    def _add_rows(self, graph: Graph) -> str:
+    def _add_rows(self, graph: Graph, source: str, shape: Sequence[int]) -> str:
         """uint8 (1, h, w, 3) -> (h / 2, w 3), the mean of every two rows."""
-        name, (_, height, width, channels) = self.source, graph.shape(self.source)
+        name, (_, height, width, channels) = self._name, shape
         row = width * channels
-        pairs = graph.add("Reshape", [name, graph.store(f"{name}.pairs_shape", np.array([height // 2, 2 * row]))], f"{name}.pairs")
+        pairs = graph.add("Reshape", [source, graph.store(f"{name}.pairs_shape", np.array([height // 2, 2 * row]))], f"{name}.pairs")
         both = [f"{name}.even", f"{name}.odd"]
         graph.add("Split", [pairs, graph.store(f"{name}.rows", np.array([row, row]))], both, axis=1)
         half, zero = (
@@ -259,17 +276,18 @@ def _match(graph: Graph, conv: onnx.NodeProto) -> CameraInput | None:
     if perm != CHANNELS_FIRST:
         return None
     source, pads = before.input[0], [pool * pad for pad in attributes.get("pads", [0, 0, 0, 0])]
-    if any(size % pool for size in graph.shape(source)[1:3]):  # What is left over, the pool does not see.
-        return None
+    batch, height, width, channels = graph.shape(source)
+    height, width = seen = height // pool * pool, width // pool * pool  # What is left over, the pool does not see.
     columns = group_columns(
-        graph.shape(source),
+        (batch, height, width, channels),
         kernel=pool * graph.constant(conv.input[1]).shape[3],
         stride=pool * attributes["strides"][1],
         pads=(pads[1], pads[3]),
     )
     columns = columns if "pads" in attributes and "kernel_shape" in attributes else None
-    halves = pool % 2 == 0 and {"pads", "kernel_shape"} <= attributes.keys()
-    return CameraInput(source, pool, gain, offset, columns, len(graph.constant(conv.input[1])), halves)
+    halves = pool % 2 == 0 and batch == 1 and {"pads", "kernel_shape"} <= attributes.keys()
+    whole = seen == graph.shape(source)[1:3]
+    return CameraInput(source, pool, gain, offset, columns, len(graph.constant(conv.input[1])), halves, None if whole else seen)
 
 
 def _constant_side(graph: Graph, value: str, op: str) -> tuple[str, float | None]:

@@ -154,12 +154,20 @@ class Conversation:
         due = self._schedule.at(step)
         if due is None:
             return None
-        observed = self._observed_s.get(due.observed_at) if self._config.realtime else None
-        if step - due.observed_at >= self._live_steps or (observed is not None and self._clock() - observed >= self._live_s):
+        if self.has_outlived(due, step):
             self._statistics.expired += step != self._expired_at  # It may be asked more than once in a step.
             self._expired_at = step
             return None
         return due
+
+    def planned(self, step: int) -> DueAction | None:
+        """What the schedule has for a step that is not there yet; whether it has outlived its time is asked when it is (`has_outlived`)."""
+        return self._schedule.at(step)
+
+    def has_outlived(self, due: DueAction, step: int) -> bool:
+        """Whether an action is too old for a step, now."""
+        observed = self._observed_s.get(due.observed_at) if self._config.realtime else None
+        return step - due.observed_at >= self._live_steps or (observed is not None and self._clock() - observed >= self._live_s)
 
     def is_unsure(self, due: DueAction) -> bool:
         """The policy is less sure of it than it should be."""

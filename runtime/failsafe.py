@@ -139,12 +139,13 @@ class FailsafeConfig:
     """Largest share of clamped values, clipped or slowed, among those of a whole window."""
 
     def __post_init__(self) -> None:
-        times = ("hold_s", "wait_s", "ramp_s", "frozen_s", "safe_pose_s", "answer_s")
+        times = ("hold_s", "wait_s", "ramp_s", "frozen_s")
         counts = ("good_chunks", "max_bad_chunks", "max_bad_observations", "clamp_window")
         require_fields(self, times, lambda time: 0 <= time < math.inf, "0 s or more")
+        require_fields(self, ("safe_pose_s", "answer_s"), lambda time: 0 <= time < math.inf, "0 s or more", optional=True)
         require_fields(self, ("max_gap_s", "max_frame_age_s"), lambda time: time > 0, "more than 0 s")
         require_fields(self, counts, lambda count: count >= 1, "1 or more")
-        require_fields(self, ("frozen_frames",), lambda count: count >= 2, "2 or more, or None to look for none")
+        require_fields(self, ("frozen_frames",), lambda count: count >= 2, "2 or more, or None to look for none", optional=True)
         require_fields(self, ("clamp_share",), lambda share: 0 <= share <= 1, "0 .. 1")
 
 

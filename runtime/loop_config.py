@@ -53,8 +53,8 @@ class LoopConfig:
     """What counts as trouble, and how long it is borne."""
 
     def __post_init__(self) -> None:
-        require_fields(self, ("max_steps", "replan_steps", "time_to_live_steps"), lambda count: count >= 1, "1 or more")
-        require_fields(self, ("rate_hz", "command_rate_hz"), lambda rate: 0 < rate < math.inf, "a rate above 0 Hz")
+        require_fields(self, ("max_steps", "replan_steps", "time_to_live_steps"), lambda count: count >= 1, "1 or more", optional=True)
+        require_fields(self, ("rate_hz", "command_rate_hz"), lambda rate: 0 < rate < math.inf, "a rate above 0 Hz", optional=True)
         require_fields(self, ("least_confidence", "slow_share"), lambda share: 0 <= share <= 1, "0 .. 1")
         if not self.realtime and self.inference == "thread":
             raise CallerError("control loop: inference in a thread needs real time; use inference='inline' to run as fast as possible.")

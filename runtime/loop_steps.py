@@ -135,7 +135,7 @@ class LoopSteps:
                     step = self._step(step)
                 step = self._between(step)
             except KeyboardInterrupt:
-                if self._interrupted:
+                if self._interrupted or Cause.OPERATOR_STOP in self._buttons.pressed:
                     raise
                 self._interrupted = True
                 self._judge.set(Cause.OPERATOR_STOP, INTERRUPTED)
@@ -237,8 +237,8 @@ class LoopSteps:
             return False
         prepared, due = self._coming
         if prepared != step:
-            due = self._talk.due(step)
-        if due is None or self._talk.is_held_back(due):
+            due = self._talk.planned(step)
+        if due is None or self._talk.has_outlived(due, step) or self._talk.is_held_back(due):
             return False
         self._due = due
         self._send(step, None)
@@ -250,7 +250,7 @@ class LoopSteps:
             return
         self._ticks.prepare(self._tick)
         if self._tick >= self._ticks.first_tick(step + 1) and step + 1 < self._known_to:
-            self._coming = step + 1, self._talk.due(step + 1)
+            self._coming = step + 1, self._talk.planned(step + 1)
 
     def _heed_between(self, step: int) -> None:
         """A button, or a robot that does not listen, counts between two steps too."""
@@ -422,7 +422,8 @@ class LoopSteps:
                 counted.journal_errors += 1
 
     def _take_back(self) -> None:
-        """A command that may not have arrived: what comes next goes on from the one before, so that it is slower than it might be, not faster."""
+        """A command that did not arrive: what comes next goes on from the one before. One that arrived all the same is followed by its like: slower than
+        might be, not faster, but with an acceleration that nobody limits."""
         if self._ticks is not None:
             self._ticks.take_back()
         else:

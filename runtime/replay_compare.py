@@ -65,7 +65,7 @@ def compare_policy(run: Recording, policy: Policy, instruction: str | None = Non
     """Ask a policy again.
 
     Args:
-        run: Its observations that were shown to the policy, and the answers to them.
+        run: Its observations that were shown to the policy, and its answers to them: not those of one that was asked because it was unsure.
         policy: The other, or the same.
         instruction: What to do; None for the run's own.
 
@@ -75,7 +75,8 @@ def compare_policy(run: Recording, policy: Policy, instruction: str | None = Non
     """
     require_same(run.spec.observation, policy.spec.observation, what="the recording's and the policy's observation")
     require_same(run.spec.action, policy.spec.action, what="the recording's and the policy's action")
-    answers = {row.observed_at: row for row in run.answers if row.actions.size and np.isfinite(row.actions).all()}
+    usable = [row for row in run.answers if row.actions.size and np.isfinite(row.actions).all()]
+    answers = {row.observed_at: row for row in usable if not row.elsewhere}
     pictured = set(run.pictured_steps)
     asked = [row for row in run.observations if not row.refused]
     both = [row for row in asked if row.step in answers and row.step in pictured]

@@ -62,7 +62,7 @@ from runtime.journal import Journal
 from runtime.loop_flags import add_loop_flags, cloud_of, loop_config
 from runtime.loop_statistics import LoopStatistics
 from runtime.observer import Observer
-from runtime.opening import is_elsewhere, open_policy
+from runtime.opening import is_elsewhere, is_remote, open_policy
 from runtime.real_time import RealTime, take_real_time
 from runtime.signature import TRUSTED_KEYS_HELP, keys_to_trust
 from runtime.supervisor import SupervisorConfig
@@ -298,6 +298,10 @@ def run(arguments: argparse.Namespace) -> int:
             )
         robot = Observer(robot)
     realtime = arguments.realtime if arguments.realtime is not None else not is_simulated
+    if arguments.inference is not None and not realtime:
+        raise CallerError(
+            f"--inference {arguments.inference} is for a loop that keeps the clock, and this one does not: add --realtime, or leave it out."
+        )
     config, cloud = loop_config(arguments), cloud_of(arguments)
     priority = (0 if is_simulated or not realtime else _PRIORITY) if arguments.priority is None else arguments.priority
     policy, unsure = _open(arguments, arguments.policy, realtime, priority, access), None
@@ -378,19 +382,19 @@ def _require_fit(policy: Policy | InferenceProcess, robot: Robot, place: object)
 
 
 def _require_effect(arguments: argparse.Namespace) -> None:
-    """Refuses what was asked for and would change nothing.
+    """Refuses what was asked for a policy elsewhere and would change nothing.
 
     Raises:
-        CallerError: A flag for a policy elsewhere, and none is; or for processes of its own, and the clock is not kept.
+        CallerError: No policy is elsewhere, or none that waits as long as is said.
     """
-    if not any(is_elsewhere(place) for place in (arguments.policy, cloud_of(arguments)) if place is not None):
-        for flag in ("token_file", "tls_ca", "answer_timeout"):
-            if getattr(arguments, flag) is not None:
-                raise CallerError(
-                    f"--{flag.replace('_', '-')} is for a policy on another machine, and {arguments.policy} is on this one: leave it out."
-                )
-    if arguments.inference == "process" and arguments.realtime is False:
-        raise CallerError("--inference process keeps the clock, --as-fast-as-possible does not: leave one of them out.")
+    places = [place for place in (arguments.policy, cloud_of(arguments)) if place is not None]
+    for flag, fits, what in (
+        ("token_file", is_elsewhere, "on another machine"),
+        ("tls_ca", is_elsewhere, "on another machine"),
+        ("answer_timeout", is_remote, "that is asked by ws:// or wss://"),
+    ):
+        if getattr(arguments, flag) is not None and not any(fits(place) for place in places):
+            raise CallerError(f"--{flag.replace('_', '-')} is for a policy {what}, which {' and '.join(places)} is not: leave it out.")
 
 
 def _access(arguments: argparse.Namespace, place: str) -> RemoteAccess | None:

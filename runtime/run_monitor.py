@@ -63,7 +63,8 @@ class RunMonitor:
 
     def step(self, step: int, statistics: LoopStatistics) -> None:
         """After a step: hand over a snapshot, if it is time."""
-        self._statistics = statistics
+        if statistics is not self._statistics:  # Of another run.
+            self._statistics, self._late, self._took = statistics, 0, 0
         if self._server is not None and (now_s := time.monotonic()) >= self._due_s:
             self._due_s = now_s + _SNAPSHOT_EVERY_S
             self._server.publish(self.snapshot(step, statistics))

@@ -89,10 +89,11 @@ def used_weights(student: Student, precision: Precision) -> dict[str, np.ndarray
         ),
         (StudentConfig(image_px=128, channels=(16, 32), blocks=(1, 2), asked_keypoints=0), 128, 16, 1),
         (CONFIG, 32, 3, 2),
+        (CONFIG, 35, 3, 0),
     ],
 )
 def test_the_layers_are_those_that_quantize_chooses(config: StudentConfig, camera_px: int, states: int, told: int) -> None:
-    """Also where a picture is pooled too far to be read as bytes, where layers are too small, and where the keypoints' grid is large."""
+    """Also where a picture is pooled too far to be read as bytes, or leaves something over when it is pooled, where layers are too small, and where the keypoints' grid is large."""
     student = a_student(config, camera_px=camera_px, states=states, told=told)
     model = student_to_onnx(student)
     film = [name for name in rounded_layers(student, "int8") if name.endswith(".film")]

@@ -135,6 +135,57 @@ def test_pixels_in_groups_give_the_same_sums(seed: int, stride: int, kernel: int
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (35, 33), (33, 38)])
+def test_what_a_pool_leaves_over_is_not_read(size: tuple[int, int]) -> None:
+    """Bytes of a frame whose size the pool does not divide, summed up by integers, against its float preprocessing."""
+    rng = np.random.default_rng(1)
+    weight, bias = rng.normal(size=(16, 3, 3, 3)).astype(np.float32), rng.normal(size=16).astype(np.float32)
+
+    class Seen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+            self.convolution.weight.data, self.convolution.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
+
+        def forward(self, frame: torch.Tensor) -> torch.Tensor:
+            pooled = nn.functional.avg_pool2d(frame.to(torch.float32).permute(0, 3, 1, 2), 2)
+            return self.convolution(pooled * (1 / 127.5) - 1.0)
+
+    frame = rng.integers(0, 256, (1, *size, 3)).astype(np.uint8)
+    nodes_of = helper.make_node
+    constants = {"gain": np.float32(1 / 127.5), "offset": np.float32(1.0), "w": weight, "b": bias}
+    nodes = [
+        nodes_of("Cast", ["images.front"], ["cast"], to=TensorProto.FLOAT),
+        nodes_of("Transpose", ["cast"], ["first"], perm=[0, 3, 1, 2]),
+        nodes_of("AveragePool", ["first"], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]),
+        nodes_of("Mul", ["pooled", "gain"], ["scaled"]),
+        nodes_of("Sub", ["scaled", "offset"], ["x"]),
+        nodes_of("Conv", ["x", "w", "b"], ["maps"], name="c", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        nodes_of("Add", ["maps", "state"], ["actions"]),
+    ]
+    places = [-(-(side // 2) // 2) for side in size]
+    graph = helper.make_graph(
+        nodes,
+        "camera",
+        [
+            helper.make_tensor_value_info("images.front", TensorProto.UINT8, [1, *size, 3]),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, 1]),
+        ],
+        [helper.make_tensor_value_info("actions", TensorProto.FLOAT, [1, 16, *places])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with torch.no_grad():
+        expected = Seen()(torch.from_numpy(frame)).numpy()
+    still, nothing = np.zeros((2, 1), np.float32), np.zeros((2, 0), np.float32)
+    frames = Frames({"front": np.concatenate([frame] * 2)}, still, nothing, nothing[..., None])
+    quantized = quantize_int8(model, frames, Int8Config(min_weights=1))
+    assert int8_nodes(quantized) == {"c"}
+    got = OrtModel(quantized.SerializeToString()).run({"images.front": frame, "state": still[:1]})["actions"]
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() < 0.03 * np.ptp(expected)
+
+
 def test_filters_twice_side_by_side_give_the_same_bytes(model: onnx.ModelProto, frames: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two places of a row at once, or one by one: the same network, to the last bit."""
     config = Int8Config(min_weights=200)

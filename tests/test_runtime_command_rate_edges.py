@@ -201,3 +201,31 @@ def test_after_a_command_that_did_not_arrive_the_next_goes_on_from_the_one_befor
         for order, most in ((1, MOTION.velocity), (2, MOTION.acceleration), (3, MOTION.jerk)):
             assert most is not None
             assert np.abs(np.diff(np.concatenate([np.full(3, 0.5), places]), order)).max() <= most / hz**order + 1e-12
+
+
+@pytest.mark.parametrize("early", [0, 1, 2])
+def test_what_has_outlived_its_time_is_not_sent_however_long_it_slept(tiny_spec: PolicySpec, early: int) -> None:
+    """Five seconds between two ticks, at a step's edge too, where the command of the next step is made before: that is no action of the policy any more."""
+    spec, clock = arm_spec(tiny_spec, limited=False), Clock()
+    sleep, sleeps = clock.sleep, iter(range(10_000))
+
+    def oversleep(seconds: float) -> None:
+        sleep(seconds)
+        if next(sleeps) == 800 - early:
+            clock.now += 5.0
+
+    clock.sleep = oversleep
+    result = run(Arm(spec, clock, 1000.0), Script(spec, reach(0.5)), LoopConfig(max_steps=20))
+    assert max(result.statistics.ages_s) < 0.6
+
+
+@pytest.mark.parametrize("hz", [10.0, 1000.0])
+def test_a_second_ctrl_c_ends_the_run_at_once_where_the_first_was_a_button(tiny_spec: PolicySpec, hz: float) -> None:
+    """As in `actlet run`."""
+    spec, buttons = arm_spec(tiny_spec, limited=False), StopButtons()
+    arm = Arm(spec, Clock(), hz)
+    presses = {int(hz): buttons.stop, int(1.2 * hz): _interrupt}
+    arm.on_command = lambda count: presses.get(count, lambda: None)()
+    result = run(arm, Script(spec, reach(0.5)), LoopConfig(failsafe=FailsafeConfig(ramp_s=3.0)), buttons=buttons)
+    assert result.stopped_by == "interrupted"
+    assert len(arm.commands) == int(1.2 * hz) + 1  # It is told to stand still once more.

@@ -285,6 +285,7 @@ def test_only_an_operator_ends_an_emergency_stop() -> None:
         ({"frozen_frames": 1}, "frozen_frames 1: expected 2 or more, or None"),
         ({"max_gap_s": 0}, "max_gap_s 0: expected more than 0 s"),
         ({"max_frame_age_s": math.nan}, "max_frame_age_s nan: expected more than 0 s"),
+        ({"hold_s": None}, "hold_s None: expected 0 s or more"),
         ({"clamp_share": 1.5}, r"clamp_share 1\.5: expected 0 \.\. 1"),
     ],
 )

@@ -222,9 +222,10 @@ def test_a_second_policy_is_asked_when_the_first_is_unsure(tmp_path: Path, make_
         (["--command-rate-hz", "0"], "--command-rate-hz 0.0: expected a number above 0."),
         (["--priority", "200", "--realtime"], "--priority 200: expected 1 .. 99, or 0 for none."),
         (["--command-rate-hz", "1000"], "are displacements"),
-        (["--token-file", "token"], "--token-file is for a policy on another machine, and "),
-        (["--answer-timeout", "1"], "--answer-timeout is for a policy on another machine, and "),
-        (["--inference", "process", "--as-fast-as-possible"], "--inference process keeps the clock"),
+        (["--token-file", "token"], "--token-file is for a policy on another machine, which "),
+        (["--answer-timeout", "1"], "--answer-timeout is for a policy that is asked by ws:// or wss://, which "),
+        (["--inference", "process", "--as-fast-as-possible"], "--inference process is for a loop that keeps the clock"),
+        (["--inference", "thread"], "--inference thread is for a loop that keeps the clock"),
     ],
 )
 def test_flags_of_the_loop_that_contradict_each_other(
