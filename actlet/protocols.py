@@ -179,7 +179,11 @@ class Robot(Protocol):
         ...
 
     def send_action(self, action: NDArray[np.float32]) -> None:
-        """Command one action, float32 (A,), already checked and limited."""
+        """Command one action, float32 (A,), already checked and limited.
+
+        Raises:
+            Exception: The robot did not take it. Of one that takes a command and raises all the same, limits of acceleration and jerk are not kept.
+        """
         ...
 
     def disconnect(self) -> None:
