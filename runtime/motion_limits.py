@@ -58,6 +58,7 @@ import math
 from collections.abc import Sequence
 from itertools import repeat
 from math import isfinite, sqrt
+from typing import NamedTuple
 
 from actlet.errors import ActionError, SpecError
 from actlet.specs import MotionLimits
@@ -119,33 +120,24 @@ class MotionLimiter:
         self._constants = tuple((d.scale, d.low, d.high, d.velocity, d.acceleration) for d in dimensions)
         self._speed_scales = tuple(d.scale * tick_s for d in dimensions)
         self._divisors = tuple(d.scale * self.window for d in dimensions)
-        self._positions = [d.nearest(position) for d, position in zip(dimensions, start, strict=True)]
-        self.start = [position / d.scale for d, position in zip(dimensions, self._positions, strict=True)]
+        positions = [d.nearest(position) for d, position in zip(dimensions, start, strict=True)]
+        self.start = [position / d.scale for d, position in zip(dimensions, positions, strict=True)]
         """(A,) where the commands begin: the position given, rounded to the grid."""
-        self._velocities = [0.0] * len(dimensions)
-        self._past = [self._positions] * self.window
-        self._oldest = 0
-        self._sums = [position * self.window for position in self._positions]
-        self._still_ticks = self.window
-        self._before = (
-            self._positions,
-            self._velocities,
-            self._sums,
-            self._oldest,
-            self._still_ticks,
-            self._positions,
-        )  # Of the last command.
+        self._past = [positions] * self.window
+        still = [0.0] * len(dimensions)
+        self._now = _Now(positions, still, [position * self.window for position in positions], 0, self.window)
+        self._before = self._now
 
     @property
     def at_rest(self) -> bool:
         """Whether the last N positions were the same: the commands stand still until the next `step`."""
-        return self._still_ticks >= self.window
+        return self._now.still_ticks >= self.window
 
     @property
     def stopping_points(self) -> list[float]:
         """(A,) where `brake` would come to rest; as targets of `step` they are commanded as `brake` commands them."""
         found = []
-        for position, velocity, (scale, _, _, _, change) in zip(self._positions, self._velocities, self._constants, strict=True):
+        for position, velocity, (scale, _, _, _, change) in zip(self._now.positions, self._now.velocities, self._constants, strict=True):
             m = abs(velocity) // change  # Ticks in which it still moves.
             found.append((position + math.copysign(m * abs(velocity) - 0.5 * change * m * (m + 1.0), velocity)) / scale)
         return found
@@ -166,7 +158,7 @@ class MotionLimiter:
         Raises:
             ActionError: Another length, or not finite. Nothing has changed then; the next command may be `brake` or `step`.
         """
-        count = len(self._positions)
+        count = len(self._constants)
         if len(targets) != count or not all(map(isfinite, targets)):
             raise ActionError(
                 f"targets {list(targets)}: expected {count} finite numbers; refused, call brake() for a command that is safe."
@@ -179,7 +171,7 @@ class MotionLimiter:
             speeds = [velocity * scale for velocity, scale in zip(velocities, self._speed_scales, strict=True)]
         new_positions, new_velocities = [], []
         for target, speed, position, velocity, (scale, low, high, fastest, change) in zip(
-            targets, speeds, self._positions, self._velocities, self._constants, strict=False
+            targets, speeds, self._now.positions, self._now.velocities, self._constants, strict=False
         ):
             goal = target * scale + _ROUND - _ROUND
             goal = high if goal > high else low if goal < low else goal
@@ -212,27 +204,39 @@ class MotionLimiter:
         """
         velocities = [
             velocity - change if velocity > change else velocity + change if velocity < -change else 0.0
-            for velocity, (_, _, _, _, change) in zip(self._velocities, self._constants, strict=True)
+            for velocity, (_, _, _, _, change) in zip(self._now.velocities, self._constants, strict=True)
         ]
-        positions = [position + velocity for position, velocity in zip(self._positions, velocities, strict=True)]
+        positions = [position + velocity for position, velocity in zip(self._now.positions, velocities, strict=True)]
         return self._advance(positions, velocities)
 
     def take_back(self) -> None:
         """Forget the last command: it was not sent, and everything is as if it had not been asked for. Once after a `step` or `brake`."""
-        self._positions, self._velocities, self._sums, self._oldest, self._still_ticks, gone = self._before
-        self._past[self._oldest] = gone
+        self._now = self._before
 
     def _advance(self, positions: list[float], velocities: list[float]) -> list[float]:
-        oldest = self._oldest
-        gone = self._past[oldest]
-        self._before = (self._positions, self._velocities, self._sums, oldest, self._still_ticks, gone)
-        self._past[oldest] = positions
-        self._oldest = oldest + 1 if oldest + 1 < self.window else 0
-        self._positions, self._velocities = positions, velocities
-        self._still_ticks = 0 if any(velocities) else self._still_ticks + 1
+        """Every change is one assignment, so that a Ctrl-C in between leaves the one state or the other, and nothing half done."""
+        before, _, sums, place, still_ticks = now = self._now
+        self._past[place] = before
+        place = place + 1 if place + 1 < self.window else 0
         # Sums of N whole numbers below 2^53: exact.
-        self._sums = [total + new - old for total, new, old in zip(self._sums, positions, gone, strict=False)]
-        return [total / divisor for total, divisor in zip(self._sums, self._divisors, strict=False)]
+        sums = [total + new - old for total, new, old in zip(sums, positions, self._past[place], strict=False)]
+        found = [total / divisor for total, divisor in zip(sums, self._divisors, strict=False)]
+        self._before = now
+        self._now = _Now(positions, velocities, sums, place, 0 if any(velocities) else still_ticks + 1)
+        return found
+
+
+class _Now(NamedTuple):
+    """What a command leaves behind, in whole grid units and ticks."""
+
+    positions: list[float]
+    velocities: list[float]
+    sums: list[float]
+    """Of the last N positions."""
+    place: int
+    """Of the positions among the last N; they are put there with the next command."""
+    still_ticks: int
+    """How long nothing has moved."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

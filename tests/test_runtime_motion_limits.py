@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from itertools import pairwise
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -282,3 +285,40 @@ def test_unusable_limits_are_refused_with_what_to_do() -> None:
         limiter(MotionLimits(acceleration=10, jerk=1e-2), low=-1e5, high=1e5)
     with pytest.raises(SpecError, match="moves less than rounding"):
         limiter(MotionLimits(acceleration=1e-6), high=1e6)
+
+
+def test_a_ctrl_c_in_the_middle_of_a_command_leaves_nothing_half_done() -> None:
+    """At any line: what follows is what would have followed with that command or without it, and `take_back` is without."""
+    rng = np.random.default_rng(3)
+    targets = rng.uniform(-3, 3, 60)
+    code = MotionLimiter._advance.__code__
+    lines = sorted({line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno})
+    seen = set()
+    for line in lines:
+        own, with_it, without = (limiter(MotionLimits(velocity=2, acceleration=10, jerk=2000)) for _ in range(3))
+        for target in targets[:30]:
+            for each in (own, with_it, without):
+                each.step([target])
+        with_it.step([targets[30]])
+
+        def trace(frame: FrameType, event: str, argument: object, line: int = line) -> Callable[..., object] | None:
+            if frame.f_code is not code:
+                return trace if event == "call" else None
+            if event == "line" and frame.f_lineno == line:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                own.step([targets[30]])
+        finally:
+            sys.settrace(before)
+        if own.stopping_points == with_it.stopping_points:
+            seen.add("with it")
+            own.take_back()
+        seen.add("without")
+        for target in targets[31:]:
+            assert own.step([target]) == without.step([target])
+    assert seen == {"with it", "without"}
