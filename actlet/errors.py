@@ -26,8 +26,7 @@ A message says what happened, what it got, what it expected, and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 __all__ = [
     "ActionError",
@@ -47,7 +46,6 @@ __all__ = [
     "StorageError",
     "TrainingError",
     "UnknownNameError",
-    "require_fields",
 ]
 
 
@@ -57,25 +55,6 @@ class ActletError(Exception):
 
 class CallerError(ActletError):
     """The caller can mend it: the command line prints the message and exits with 2."""
-
-
-def require_fields(config: object, fields: Iterable[str], fits: Callable[[Any], bool], expected: str, *, optional: bool = False) -> None:
-    """Refuses a configuration whose fields are out of range.
-
-    Args:
-        config: Has the fields.
-        fields: Their names.
-        fits: Of a value.
-        expected: What fits, in words, as in "1 or more".
-        optional: None fits too.
-
-    Raises:
-        CallerError: It names the fields that do not fit, and what they are.
-    """
-    values = {field: getattr(config, field) for field in fields}
-    bad = [f"{field} {value!r}" for field, value in values.items() if not (optional if value is None else fits(value))]
-    if bad:
-        raise CallerError(f"{type(config).__name__}: {', '.join(bad)}: expected {expected}.")
 
 
 class SpecError(CallerError):

@@ -29,7 +29,8 @@ import enum
 import math
 from collections.abc import Iterable
 
-from actlet.errors import RobotFault, require_fields
+from actlet.errors import RobotFault
+from actlet.ranges import require_fields
 
 __all__ = ["RULES", "Cause", "Failsafe", "FailsafeConfig", "Rule", "State", "StopButtons", "Verdict"]
 

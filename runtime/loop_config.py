@@ -6,7 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from actlet.errors import CallerError, require_fields
+from actlet.errors import CallerError
+from actlet.ranges import require_fields
 from runtime.chunk_schedule import ScheduleConfig
 from runtime.failsafe import FailsafeConfig, Verdict
 from runtime.loop_statistics import LoopStatistics
