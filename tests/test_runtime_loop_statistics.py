@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.loop_statistics import Durations
+from runtime.loop_statistics import Durations, LoopStatistics
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 13, 15])
@@ -18,3 +18,11 @@ def test_the_newest_durations_are_kept_in_their_order(count: int) -> None:
     assert kept.newest == (every[-1] if every else 0.0)
     for seen in range(count + 2):
         assert kept.after(seen) == every[max(seen, count - 5) :]
+
+
+def test_statistics_of_nothing_are_alike() -> None:
+    """And differ by what was measured."""
+    one, other = LoopStatistics(), LoopStatistics()
+    assert one == other
+    one.ages_s.append(0.1)
+    assert one != other

@@ -256,6 +256,9 @@ def test_the_same_policy_answers_the_same_and_another_is_told_apart(recorded: Pa
     assert other["dimensions"]["dx"]["max"] == pytest.approx(0.01, abs=1e-6)
     assert other["dimensions"]["gripper"]["max"] == 0
     assert other["worst"]["share_of_range"] == pytest.approx(0.01 / 0.16, rel=1e-4)
+    run.answers[:3] = [dataclasses.replace(row, elsewhere=True) for row in run.answers[:3]]
+    fewer = compare_policy(run, Constant(spec))
+    assert (len(fewer.steps), fewer.left_out) == (7, 3)  # What somebody else answered says nothing of this policy.
 
 
 def test_a_bundle_is_compared_on_the_command_line(
