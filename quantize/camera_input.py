@@ -25,8 +25,8 @@ the second time a group further, and move on by two groups: twice the channels a
     (1, h', w' / 2, 2 C) ─ Reshape ─ (1, h', w', C)          w w .     18 in place of 2 x 12 groups to look up for two places of 6 x 2,
                                                              . w w     and half as many products again: 0.8 of the time
 
-Where pixels are pooled by an even k, two rows are added up first, on the grid of the pixels: the mean of two bytes, rounded to a byte, which is off by a
-quarter of a grey level at most in the mean of errors. Filters then have half of the rows; pixels of one row lie three bytes apart, and adding up these
+Where pixels are pooled by an even k, two rows are added up first, on the grid of the pixels: the mean of two bytes, rounded to a byte, which is off by
+half a grey level at most and by none on average. Filters then have half of the rows; pixels of one row lie three bytes apart, and adding up these
 would take longer than it saves::
 
     (1, h, w, 3) ─ Reshape ─ (h / 2, 2 w 3) ─ Split ─ rows 0, 2, … and rows 1, 3, … ─ (a + b) / 2 ─ (1, h / 2, w / g, 3 g)
